@@ -1,0 +1,228 @@
+"""What every CPU engine offers: run until something happens, and say what it was.
+
+An engine runs one domain. It holds the state of all of the domain's vCPUs; one of them is
+selected at a time, and `regs` is the live state of that one. `run` returns data (an Exit); what
+it means is decided by the run loop in pyxen.hypervisor. Nothing here knows of CPL 1 or Unicorn.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from pyxen.types import VcpuId
+
+
+@dataclass(frozen=True, slots=True)
+class Hypercall:
+    """`syscall` in guest kernel mode. RIP is behind the instruction; the number is in RAX."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSyscall:
+    """`syscall` in guest user mode. RIP is behind the instruction; RCX and R11 are untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """A processor exception, or `int n`.
+
+    vector: 0..255. error_code: the hardware error code, 0 where the vector has none.
+    fault_address: CR2 for vector 14, else 0. software: `int n`, `int3`: RIP is behind the
+    instruction; for every other trap RIP is that of the instruction that faulted.
+    """
+
+    vector: int
+    error_code: int = 0
+    fault_address: int = 0
+    software: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """Somebody called `kick`; the state is at an instruction boundary."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailure:
+    """The engine cannot go on with this guest (for instance a fetch from unmapped memory)."""
+
+    reason: str
+
+
+Exit: TypeAlias = Hypercall | GuestSyscall | Trap | Preempted | EngineFailure
+
+HYPERCALL: Final = Hypercall()
+GUEST_SYSCALL: Final = GuestSyscall()
+PREEMPTED: Final = Preempted()
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidLeaf:
+    """The four registers that CPUID returns, each 32 bits."""
+
+    eax: int = 0
+    ebx: int = 0
+    ecx: int = 0
+    edx: int = 0
+
+
+CpuidPolicy: TypeAlias = Callable[[int, int], CpuidLeaf]
+"""(leaf, subleaf) -> registers. Pure: an engine may cache what it returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do, for `pyxen doctor` and the run loop."""
+
+    name: str
+    native: bool
+    detail: str
+
+
+class Registers(ABC):
+    """Live registers of the selected vCPU. Integers are unsigned, of the register's width."""
+
+    rax: int
+    rbx: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    rbp: int
+    rsp: int
+    r8: int
+    r9: int
+    r10: int
+    r11: int
+    r12: int
+    r13: int
+    r14: int
+    r15: int
+    rip: int
+    rflags: int
+    """Always as the guest's own code left it; IF is always set in the engine."""
+    fs_base: int
+    gs_base: int
+    cr2: int
+
+    @abstractmethod
+    def gpr(self, index: int) -> int:
+        """General register by its number in machine code (0 = RAX, 1 = RCX, … 15 = R15)."""
+
+    @abstractmethod
+    def set_gpr(self, index: int, value: int) -> None:
+        """Write a general register by its number in machine code."""
+
+    @abstractmethod
+    def selector(self, segment: int) -> int:
+        """Selector as the guest may see it; 0 ES, 1 CS, 2 SS, 3 DS, 4 FS, 5 GS."""
+
+
+@dataclass(slots=True)
+class CpuState:
+    """The whole guest-visible state of one vCPU, independent of the engine.
+
+    Taken out and put back at run-loop boundaries: save, migration, clones and engine switches rest
+    on it. Segments: index as in `Registers.selector`; each is (selector, base, limit, attributes),
+    the attributes as in a descriptor's second word (bits 8-23). `fxsave` is the 512-byte area.
+    """
+
+    gprs: list[int]
+    rip: int
+    rflags: int
+    user_mode: bool
+    segments: list[tuple[int, int, int, int]]
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    dr: list[int]
+    msrs: dict[int, int]
+    fxsave: bytes
+
+
+class Engine(ABC):
+    """Executes one domain's vCPUs."""
+
+    regs: Registers
+    capabilities: Capabilities
+
+    @abstractmethod
+    def add_vcpu(self, vcpu_id: VcpuId) -> None:
+        """Make a vCPU in its reset state: 64-bit mode, guest kernel mode, flat segments."""
+
+    @abstractmethod
+    def select(self, vcpu_id: VcpuId) -> None:
+        """Make `regs` and every other call speak of this vCPU. Cheap if it is selected already."""
+
+    @abstractmethod
+    def run(self) -> Exit:
+        """Execute the selected vCPU until something happens."""
+
+    @abstractmethod
+    def kick(self) -> None:
+        """Make `run` return Preempted soon. From any thread; lost if `run` is not under way."""
+
+    @property
+    @abstractmethod
+    def user_mode(self) -> bool:
+        """Whether the selected vCPU is in guest user mode."""
+
+    @abstractmethod
+    def enter_kernel_mode(self) -> None:
+        """Guest kernel mode with flat 64-bit CS and SS. Bases of FS and GS are not touched."""
+
+    @abstractmethod
+    def enter_user_mode(self, cs: int, ss: int, *, long_mode: bool = True) -> None:
+        """Guest user mode with flat segments under these selectors. Bases are not touched."""
+
+    @abstractmethod
+    def set_cr3(self, maddr: int) -> None:
+        """Use the top-level page table at this machine address, and forget all translations."""
+
+    @abstractmethod
+    def set_task_switched(self, on: bool) -> None:
+        """CR0.TS: whether the next FPU or SSE instruction raises #NM."""
+
+    @abstractmethod
+    def set_gdt_limit(self, limit: int) -> None:
+        """Last valid byte of the GDT window."""
+
+    @abstractmethod
+    def set_debug_register(self, index: int, value: int) -> None:
+        """DR0-DR3, DR6, DR7."""
+
+    @abstractmethod
+    def debug_register(self, index: int) -> int:
+        """DR0-DR3, DR6, DR7."""
+
+    @abstractmethod
+    def flush_tlb(self) -> None:
+        """Forget all cached translations of guest virtual addresses."""
+
+    @abstractmethod
+    def flush_page(self, vaddr: int) -> None:
+        """Forget the cached translation of one page."""
+
+    @abstractmethod
+    def code_changed(self, maddr: int, length_bytes: int) -> None:
+        """Guest memory was written from outside: translated code there is stale."""
+
+    @abstractmethod
+    def read_tsc(self) -> int:
+        """The time stamp counter that RDTSC shows the guest now."""
+
+    @abstractmethod
+    def save(self, vcpu_id: VcpuId) -> CpuState:
+        """A copy of the vCPU's whole state."""
+
+    @abstractmethod
+    def load(self, vcpu_id: VcpuId, state: CpuState) -> None:
+        """Replace the vCPU's whole state."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the engine holds; it cannot be used afterwards."""
