@@ -1,0 +1,1 @@
+"""A domain's machine memory: frames, their types, and guest virtual addresses."""
