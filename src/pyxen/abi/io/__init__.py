@@ -1,0 +1,1 @@
+"""The split-driver protocols: one module per header in public/io."""
