@@ -1,0 +1,1 @@
+"""Building a domain: kernel image formats, Xen's ELF notes, the PV layout, kernel symbols."""
