@@ -123,6 +123,7 @@ def _layout_of(annotation: object) -> Layout:
         for item in metadata:
             if isinstance(item, Layout):
                 return item
+        annotation = annotation.__origin__  # type: ignore[attr-defined]
     if isinstance(annotation, type) and issubclass(annotation, XenStruct):
         size = annotation.SIZE
         return Layout(size, annotation.ALIGN, f"{size}s", "struct", 1, annotation)
@@ -273,6 +274,10 @@ def _with_slots(cls: type[_S], fields: tuple[Field, ...]) -> type[_S]:
     return made
 
 
+def _new_array(element: type[XenStruct], count: int) -> tuple[XenStruct, ...]:
+    return tuple([element() for _ in range(count)])
+
+
 def _exactly(values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     if len(values) != count:
         raise struct.error(f"an array of {count} elements was given {len(values)}")
@@ -295,6 +300,7 @@ def _add_methods(cls: type[XenStruct]) -> None:
         "_unpack_from": cls.FORMAT.unpack_from,
         "_pack": cls.FORMAT.pack,
         "_pack_into": cls.FORMAT.pack_into,
+        "_new_array": _new_array,
         "_exactly": _exactly,
         "_at_most": _at_most,
     }
@@ -331,8 +337,7 @@ def _initial(index: int, field: Field) -> str:
     if field.layout.kind == "struct":
         return f"_type{index}() if {name} is None else {name}"
     if field.layout.kind == "structs":
-        many = f"tuple([_type{index}() for _ in range({field.layout.count})])"
-        return f"{many} if {name} is None else {name}"
+        return f"_new_array(_type{index}, {field.layout.count}) if {name} is None else {name}"
     return name
 
 
@@ -365,7 +370,7 @@ def _unpacking(fields: tuple[Field, ...]) -> list[str]:
         elif layout.kind == "struct":
             value = f"_type{i}.unpack({value})"
         elif layout.kind == "structs":
-            value = f"tuple(_type{i}.unpack_array({value}, {layout.count}))"
+            value = f"(*_type{i}.unpack_array({value}, {layout.count}),)"
         lines.append(f"self.{field.name} = {value}")
         item += 1
     return lines
