@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.types import VcpuId
 
 
@@ -157,6 +158,13 @@ class Engine(ABC):
     @abstractmethod
     def select(self, vcpu_id: VcpuId) -> None:
         """Make `regs` and every other call speak of this vCPU. Cheap if it is selected already."""
+
+    def share(self, domain: PvDomain, vcpu_id: VcpuId, state: PvState) -> None:
+        """Tell an engine with a native hot path the words that it shares with the hypervisor.
+
+        Once for each vCPU, before it runs. Other engines ignore it.
+        """
+        del domain, vcpu_id, state
 
     @abstractmethod
     def run(self) -> Exit:

@@ -1,0 +1,245 @@
+"""UnicornEngine: one Unicorn instance executes all vCPUs of a domain, one at a time.
+
+    host address of the domain's memory  <- mem_map_ptr ->  machine address 0 ...
+
+The guest kernel runs at privilege level 1 and its user at 3, so that the translator's TLB keeps
+them apart and one top-level page table serves both. The state of the vCPUs that are not selected
+is parked as bytes; to select one is two copies and a flush.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final, Protocol
+
+from pyxen.cpu.base import (
+    PREEMPTED,
+    Capabilities,
+    CpuidPolicy,
+    CpuState,
+    Engine,
+    EngineFailure,
+    Exit,
+)
+from pyxen.cpu.pvstate import PvDomain, PvState
+from pyxen.cpu.unicorn import layout, library, snapshot
+from pyxen.cpu.unicorn.hooks import PythonHooks
+from pyxen.cpu.unicorn.state import UnicornRegisters
+from pyxen.cpu.unicorn.stubs import Stubs
+from pyxen.memory.layout import LDT_OFFSET, gdt_vaddr
+from pyxen.types import PAGE_SHIFT, VcpuId
+
+TRANSLATION_BUFFER_BYTES: Final = 64 << 20
+
+CR0_GUEST: Final = 0x8001_0033
+"""PG, WP, NE, ET, MP, PE."""
+CR4_GUEST: Final = 0x6A0 | 1 << 10
+"""PAE, PGE, OSFXSR, OSXMMEXCPT; no PSE, no SMEP, no SMAP, no OSXSAVE."""
+EFER_GUEST: Final = 0xD01
+"""SCE, LME, LMA, NXE."""
+_GDT_LIMIT: Final = 0xEFFF
+_LDT_LIMIT: Final = 0xFFFF
+_RIP: Final = layout.RIP >> 3
+
+
+class Memory(Protocol):
+    """The part of MachineMemory that an engine needs."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def total_pages(self) -> int: ...
+
+
+class UnicornEngine(Engine):
+    """An engine on Unicorn 2.1.4.
+
+    Args:   memory: mapped at machine address 0. cpuid: what CPUID answers in both modes.
+            native: None takes the native hot path when it is built and PYXEN_NATIVE is not 0.
+    Raises: UserError if the Unicorn library is missing or not the one that this was made for.
+
+    IN gives all ones and OUT does nothing in guest kernel mode; in user mode both are #GP(0).
+    RDTSC is the host's. SYSENTER is #GP(0). Debug registers keep their values, but no breakpoint of
+    theirs is ever hit.
+    """
+
+    regs: UnicornRegisters
+
+    def __init__(self, memory: Memory, cpuid: CpuidPolicy, *, native: bool | None = None) -> None:
+        self._lib = library.load()
+        self._handle = self._open(memory)
+        self._memory_bytes = memory.total_pages << PAGE_SHIFT
+        self._cpu, self._env = layout.verify(self._handle)
+        self._stubs = Stubs()
+        debug_handler = ctypes.c_uint64.from_address(self._cpu + layout.CPU_DEBUG_HANDLER)
+        debug_handler.value = self._stubs.debug_trap
+        # Stops are taken where a block starts only. Elsewhere the instruction would be run twice.
+        ctypes.c_uint8.from_address(self._handle + layout.UC_NO_EXIT_REQUEST).value = 1
+        self._stop_request = ctypes.c_uint8.from_address(self._handle + layout.UC_STOP_REQUEST)
+        self.regs = UnicornRegisters(self._env)
+        self._hooks, why = self._choose_hooks(cpuid, native)
+        self.capabilities = Capabilities("unicorn", self._hooks.native, why)
+        self._reset_state()
+        self._template = ctypes.string_at(self._env, layout.STATE_BYTES)
+        self._parked: dict[VcpuId, ctypes.Array[ctypes.c_char]] = {}
+        self._selected: VcpuId | None = None
+
+    def _open(self, memory: Memory) -> int:
+        handle = ctypes.c_void_p()
+        library.check(
+            self._lib.uc_open(library.ARCH_X86, library.MODE_64, ctypes.byref(handle)), "uc_open"
+        )
+        address = handle.value or 0
+        library.ctl_write(address, library.CTL_CPU_MODEL, library.CPU_HASWELL)
+        library.ctl_write(address, library.CTL_TCG_BUFFER_SIZE, TRANSLATION_BUFFER_BYTES)
+        # An empty set of exits: otherwise code at the address `until` would end the run.
+        library.ctl_write(address, library.CTL_USE_EXITS, 1)
+        library.check(
+            self._lib.uc_mem_map_ptr(
+                address, 0, memory.total_pages << PAGE_SHIFT, library.PROT_ALL, memory.address
+            ),
+            "mapping the domain's memory",
+        )
+        return address
+
+    def _choose_hooks(self, cpuid: CpuidPolicy, native: bool | None) -> tuple[PythonHooks, str]:
+        if native is None and os.environ.get("PYXEN_NATIVE") == "0":
+            why = "switched off by PYXEN_NATIVE=0"
+        elif native is False:
+            why = "switched off"
+        else:
+            why = "the native hot path is not built"
+        return PythonHooks(self._handle, self._env, self.regs, self._stubs, cpuid), why
+
+    def _reset_state(self) -> None:
+        """Long mode, paging on, guest kernel mode: what every vCPU starts from."""
+        for register, value in (
+            (library.REG_CR4, CR4_GUEST),
+            (library.REG_CR0, CR0_GUEST),
+        ):
+            library.reg_write(self._handle, register, ctypes.byref(ctypes.c_uint64(value)))
+        regs = self.regs
+        regs.words[:16] = memoryview(bytes(128)).cast("Q")
+        regs.words[_RIP] = 0
+        regs.words[layout.CR2 >> 3] = 0
+        regs.words[layout.EFER >> 3] = EFER_GUEST
+        regs.rflags = 0
+        for segment in (layout.ES, layout.DS, layout.FS, layout.GS):
+            regs.set_segment(segment, 0, 0, 0, 0)
+        regs.enter_kernel_mode()
+        regs.signed[layout.OLD_EXCEPTION >> 2] = -1
+
+    # --- vCPUs ------------------------------------------------------------------------------
+
+    def add_vcpu(self, vcpu_id: VcpuId) -> None:
+        if vcpu_id in self._parked:
+            raise ValueError(f"vCPU {vcpu_id} exists")
+        parked = ctypes.create_string_buffer(self._template, layout.STATE_BYTES)
+        regs = UnicornRegisters(ctypes.addressof(parked))
+        for register, base, limit in (
+            (layout.GDTR, gdt_vaddr(vcpu_id), _GDT_LIMIT),
+            (layout.LDTR, gdt_vaddr(vcpu_id) + LDT_OFFSET, _LDT_LIMIT),
+        ):
+            regs.words[(register + layout.SEGMENT_BASE) >> 3] = base
+            regs.dwords[(register + layout.SEGMENT_LIMIT) >> 2] = limit
+        self._parked[vcpu_id] = parked
+        if self._selected is None:
+            self.select(vcpu_id)
+
+    def select(self, vcpu_id: VcpuId) -> None:
+        going = self._selected
+        if vcpu_id == going:
+            return
+        coming = self._parked[vcpu_id]
+        if going is not None:
+            ctypes.memmove(self._parked[going], self._env, layout.STATE_BYTES)
+        ctypes.memmove(self._env, coming, layout.STATE_BYTES)
+        self._selected = vcpu_id
+        self.flush_tlb()
+
+    def share(self, domain: PvDomain, vcpu_id: VcpuId, state: PvState) -> None:
+        del domain, vcpu_id, state
+
+    # --- running ----------------------------------------------------------------------------
+
+    def run(self) -> Exit:
+        error = self._lib.uc_emu_start(self._handle, self.regs.words[_RIP], 0, 0, 0)
+        why = self._hooks.take()
+        if why is not None:
+            return why
+        if error:
+            return EngineFailure(library.strerror(error))
+        if self._stop_request.value:
+            return PREEMPTED
+        return EngineFailure("the translator stopped without a reason")
+
+    def kick(self) -> None:
+        # Only flags are written; what is not running forgets them when it starts.
+        handle = self._handle
+        if handle:
+            self._lib.uc_emu_stop(handle)
+
+    # --- state of the selected vCPU ---------------------------------------------------------
+
+    @property
+    def user_mode(self) -> bool:
+        return self.regs.user_mode
+
+    def enter_kernel_mode(self) -> None:
+        self.regs.enter_kernel_mode()
+
+    def enter_user_mode(self, cs: int, ss: int, *, long_mode: bool = True) -> None:
+        self.regs.enter_user_mode(cs, ss, long_mode=long_mode)
+
+    def set_cr3(self, maddr: int) -> None:
+        self.regs.words[layout.CR3 >> 3] = maddr
+        self.flush_tlb()
+
+    def set_task_switched(self, on: bool) -> None:
+        self.regs.set_task_switched(on)
+
+    def set_gdt_limit(self, limit: int) -> None:
+        self.regs.dwords[(layout.GDTR + layout.SEGMENT_LIMIT) >> 2] = limit
+
+    def set_debug_register(self, index: int, value: int) -> None:
+        self.regs.words[(layout.DR >> 3) + index] = value
+
+    def debug_register(self, index: int) -> int:
+        return self.regs.words[(layout.DR >> 3) + index]
+
+    # --- translations -----------------------------------------------------------------------
+
+    def flush_tlb(self) -> None:
+        self._lib.tlb_flush_x86_64(self._cpu)
+
+    def flush_page(self, vaddr: int) -> None:
+        self._lib.tlb_flush_page_x86_64(self._cpu, vaddr)
+
+    def code_changed(self, maddr: int, length_bytes: int) -> None:
+        end = min(maddr + length_bytes, self._memory_bytes)
+        if 0 <= maddr < end:
+            self._lib.tb_invalidate_phys_range_x86_64(self._handle, maddr, end)
+
+    # --- everything else --------------------------------------------------------------------
+
+    def read_tsc(self) -> int:
+        return int(self._stubs.read_tsc())
+
+    def save(self, vcpu_id: VcpuId) -> CpuState:
+        return snapshot.save(self._registers_of(vcpu_id))
+
+    def load(self, vcpu_id: VcpuId, state: CpuState) -> None:
+        snapshot.load(self._registers_of(vcpu_id), state)
+        if vcpu_id == self._selected:
+            self.flush_tlb()
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, 0
+        if handle:
+            self._lib.uc_close(handle)
+
+    def _registers_of(self, vcpu_id: VcpuId) -> UnicornRegisters:
+        if vcpu_id == self._selected:
+            return self.regs
+        return UnicornRegisters(ctypes.addressof(self._parked[vcpu_id]))
