@@ -144,6 +144,8 @@ class XenStruct:
     """The whole structure flat; a nested structure or union is one `s` item."""
     C_NAME: ClassVar[str]
     HEADER: ClassVar[str]
+    UNTIL: ClassVar[str]
+    """Member of the C type at which this declaration stops, or empty: it is declared whole."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -188,13 +190,14 @@ _S = TypeVar("_S", bound=XenStruct)
 
 @dataclass_transform(kw_only_default=True)
 def xen_struct(
-    c_name: str, *, header: str, size: int, max_align: int = 8
+    c_name: str, *, header: str, size: int, max_align: int = 8, until: str = ""
 ) -> Callable[[type[_S]], type[_S]]:
     """Turn a class of annotations into a structure with slots, a constructor and (un)packing.
 
     c_name: the C type, as `struct sched_poll`, or a member of one, as `grant_entry_v2_t.full_page`.
     header: path under the public include directory; empty where no header has the type.
     size: sizeof. max_align: 1 for a packed structure, 4 for one of a 32-bit guest.
+    until: the member of the C type at which the declaration stops, and to which `size` counts.
     Raises TypeError if the fields do not add up to `size`.
     """
 
@@ -210,6 +213,7 @@ def xen_struct(
         made.FORMAT = _format(fields, size)
         made.C_NAME = c_name
         made.HEADER = header
+        made.UNTIL = until
         _add_methods(made)
         if made.__module__.startswith("pyxen.abi."):
             STRUCTS.append(made)

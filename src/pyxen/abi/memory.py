@@ -12,25 +12,39 @@ from pyxen.abi.physdev import PhysdevPciDevice
 _HEADERS = ("memory.h",)
 _PUBLIC = "memory.h"
 
-
 # Commands of HYPERVISOR_memory_op.
 XENMEM_increase_reservation = 0
 XENMEM_decrease_reservation = 1
+XENMEM_maximum_ram_page = 2
+XENMEM_current_reservation = 3
+XENMEM_maximum_reservation = 4
+XENMEM_machphys_mfn_list = 5
 XENMEM_populate_physmap = 6
+XENMEM_add_to_physmap = 7
+XENMEM_memory_map = 9
+XENMEM_machine_memory_map = 10
+XENMEM_exchange = 11
+XENMEM_machphys_mapping = 12
+XENMEM_set_memory_map = 13
+XENMEM_maximum_gpfn = 14
+XENMEM_remove_from_physmap = 15
+XENMEM_set_pod_target = 16
+XENMEM_get_pod_target = 17
+XENMEM_get_sharing_freed_pages = 18
+XENMEM_get_sharing_shared_pages = 19
+XENMEM_paging_op = 20
+XENMEM_sharing_op = 22
+XENMEM_add_to_physmap_batch = 23
+XENMEM_claim_pages = 24
+XENMEM_machphys_compat_mfn_list = 25
+XENMEM_get_vnumainfo = 26
+XENMEM_reserved_device_memory_map = 27
+XENMEM_acquire_resource = 28
 
 # xen_memory_reservation.mem_flags; the low byte is the address width, bits 8-15 the node.
 XENMEMF_populate_on_demand = 1 << 16
 XENMEMF_exact_node_request = 1 << 17
 XENMEMF_vnode = 1 << 18
-
-XENMEM_exchange = 11
-XENMEM_maximum_ram_page = 2
-XENMEM_current_reservation = 3
-XENMEM_maximum_reservation = 4
-XENMEM_maximum_gpfn = 14
-XENMEM_machphys_mfn_list = 5
-XENMEM_machphys_compat_mfn_list = 25
-XENMEM_machphys_mapping = 12
 
 # xen_add_to_physmap.space
 XENMAPSPACE_shared_info = 0
@@ -40,23 +54,10 @@ XENMAPSPACE_gmfn_range = 3
 XENMAPSPACE_gmfn_foreign = 4
 XENMAPSPACE_dev_mmio = 5
 
-XENMEM_add_to_physmap = 7
-
 # Bit of xen_add_to_physmap.idx.
 XENMAPIDX_grant_table_status = 0x80000000
 
-XENMEM_add_to_physmap_batch = 23
-XENMEM_remove_from_physmap = 15
-XENMEM_memory_map = 9
-XENMEM_machine_memory_map = 10
-XENMEM_set_memory_map = 13
-XENMEM_set_pod_target = 16
-XENMEM_get_pod_target = 17
-XENMEM_get_sharing_freed_pages = 18
-XENMEM_get_sharing_shared_pages = 19
-
-# Of a control domain; their structures are not declared here.
-XENMEM_paging_op = 20
+# Of paging, access and sharing, which belong to control domains; no structures here.
 XENMEM_paging_op_nominate = 0
 XENMEM_paging_op_evict = 1
 XENMEM_paging_op_prep = 2
@@ -75,7 +76,6 @@ XENMEM_access_rwx = 7
 XENMEM_access_rx2rw = 8
 XENMEM_access_n2rwx = 9
 XENMEM_access_default = 10
-XENMEM_sharing_op = 22
 XENMEM_sharing_op_nominate_gfn = 0
 XENMEM_sharing_op_nominate_gref = 1
 XENMEM_sharing_op_share = 2
@@ -94,10 +94,9 @@ XENMEM_FORK_WITH_IOMMU_ALLOWED = 1 << 0
 XENMEM_FORK_BLOCK_INTERRUPTS = 1 << 1
 XENMEM_FORK_RESET_STATE = 1 << 2
 XENMEM_FORK_RESET_MEMORY = 1 << 3
-XENMEM_claim_pages = 24
-XENMEM_reserved_device_memory_map = 27
+
+# xen_reserved_device_memory_map.flags
 XENMEM_RDM_ALL = 1
-XENMEM_acquire_resource = 28
 
 # xen_mem_acquire_resource.type and .id
 XENMEM_resource_ioreq_server = 0
@@ -106,7 +105,6 @@ XENMEM_resource_vmtrace_buf = 2
 XENMEM_resource_grant_table_id_shared = 0
 XENMEM_resource_grant_table_id_status = 1
 XENMEM_resource_ioreq_server_frame_bufioreq = 0
-XENMEM_get_vnumainfo = 26
 
 
 @xen_struct("xen_memory_reservation_t", header=_PUBLIC, size=32)

@@ -10,22 +10,37 @@ from pyxen.abi._struct import CPath, XenStruct, ptr, s32, u8, u16, u32, u64, xen
 _HEADERS = ("physdev.h",)
 _PUBLIC = "physdev.h"
 
-
-# Commands of HYPERVISOR_physdev_op, each with the flags of its argument.
-PHYSDEVOP_eoi = 12
-PHYSDEVOP_pirq_eoi_gmfn_v1 = 17
-PHYSDEVOP_pirq_eoi_gmfn_v2 = 28
+# Commands of HYPERVISOR_physdev_op.
 PHYSDEVOP_irq_status_query = 5
-
-XENIRQSTAT_needs_eoi = 1 << 0
-XENIRQSTAT_shared = 1 << 1
-
 PHYSDEVOP_set_iopl = 6
 PHYSDEVOP_set_iobitmap = 7
 PHYSDEVOP_apic_read = 8
 PHYSDEVOP_apic_write = 9
 PHYSDEVOP_alloc_irq_vector = 10
 PHYSDEVOP_free_irq_vector = 11
+PHYSDEVOP_eoi = 12
+PHYSDEVOP_map_pirq = 13
+PHYSDEVOP_unmap_pirq = 14
+PHYSDEVOP_manage_pci_add = 15
+PHYSDEVOP_manage_pci_remove = 16
+PHYSDEVOP_pirq_eoi_gmfn_v1 = 17
+PHYSDEVOP_restore_msi = 19
+PHYSDEVOP_manage_pci_add_ext = 20
+PHYSDEVOP_setup_gsi = 21
+PHYSDEVOP_get_free_pirq = 23
+PHYSDEVOP_pci_mmcfg_reserved = 24
+PHYSDEVOP_pci_device_add = 25
+PHYSDEVOP_pci_device_remove = 26
+PHYSDEVOP_restore_msi_ext = 27
+PHYSDEVOP_pirq_eoi_gmfn_v2 = 28
+PHYSDEVOP_pirq_eoi_gmfn = PHYSDEVOP_pirq_eoi_gmfn_v2
+PHYSDEVOP_dbgp_op = 29
+PHYSDEVOP_prepare_msix = 30
+PHYSDEVOP_release_msix = 31
+
+# physdev_irq_status_query.flags
+XENIRQSTAT_needs_eoi = 1 << 0
+XENIRQSTAT_shared = 1 << 1
 
 # physdev_map_pirq.type
 MAP_PIRQ_TYPE_MSI = 0x0
@@ -34,35 +49,19 @@ MAP_PIRQ_TYPE_UNKNOWN = 0x2
 MAP_PIRQ_TYPE_MSI_SEG = 0x3
 MAP_PIRQ_TYPE_MULTI_MSI = 0x4
 
-PHYSDEVOP_map_pirq = 13
-PHYSDEVOP_unmap_pirq = 14
-PHYSDEVOP_manage_pci_add = 15
-PHYSDEVOP_manage_pci_remove = 16
-PHYSDEVOP_restore_msi = 19
-PHYSDEVOP_manage_pci_add_ext = 20
-PHYSDEVOP_setup_gsi = 21
-PHYSDEVOP_get_free_pirq = 23
-
+# physdev_pci_mmcfg_reserved.flags
 XEN_PCI_MMCFG_RESERVED = 0x1
 
-PHYSDEVOP_pci_mmcfg_reserved = 24
-
+# physdev_pci_device_add.flags
 XEN_PCI_DEV_EXTFN = 0x1
 XEN_PCI_DEV_VIRTFN = 0x2
 XEN_PCI_DEV_PXM = 0x4
 
-PHYSDEVOP_pci_device_add = 25
-PHYSDEVOP_pci_device_remove = 26
-PHYSDEVOP_restore_msi_ext = 27
-PHYSDEVOP_prepare_msix = 30
-PHYSDEVOP_release_msix = 31
+# physdev_dbgp_op.op and .bus
 PHYSDEVOP_DBGP_RESET_PREPARE = 1
 PHYSDEVOP_DBGP_RESET_DONE = 2
 PHYSDEVOP_DBGP_BUS_UNKNOWN = 0
 PHYSDEVOP_DBGP_BUS_PCI = 1
-PHYSDEVOP_dbgp_op = 29
-PHYSDEVOP_IRQ_UNMASK_NOTIFY = 4
-PHYSDEVOP_pirq_eoi_gmfn = PHYSDEVOP_pirq_eoi_gmfn_v2
 
 
 @xen_struct("physdev_eoi_t", header=_PUBLIC, size=4)

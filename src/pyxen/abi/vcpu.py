@@ -11,13 +11,21 @@ from pyxen.abi._struct import XenStruct, array, ptr, s32, u32, u64, xen_struct
 _HEADERS = ("vcpu.h",)
 _PUBLIC = "vcpu.h"
 
-
 # Commands of HYPERVISOR_vcpu_op; the second argument is the vCPU.
 VCPUOP_initialise = 0
 VCPUOP_up = 1
 VCPUOP_down = 2
 VCPUOP_is_up = 3
 VCPUOP_get_runstate_info = 4
+VCPUOP_register_runstate_memory_area = 5
+VCPUOP_set_periodic_timer = 6
+VCPUOP_stop_periodic_timer = 7
+VCPUOP_set_singleshot_timer = 8
+VCPUOP_stop_singleshot_timer = 9
+VCPUOP_register_vcpu_info = 10
+VCPUOP_send_nmi = 11
+VCPUOP_get_physid = 12
+VCPUOP_register_vcpu_time_memory_area = 13
 
 # Bit of state_entry_time: an update is under way.
 XEN_RUNSTATE_UPDATE = 1 << 63
@@ -28,20 +36,8 @@ RUNSTATE_runnable = 1
 RUNSTATE_blocked = 2
 RUNSTATE_offline = 3
 
-VCPUOP_register_runstate_memory_area = 5
-
-VCPUOP_set_periodic_timer = 6
-VCPUOP_stop_periodic_timer = 7
-VCPUOP_set_singleshot_timer = 8
-VCPUOP_stop_singleshot_timer = 9
-
 # vcpu_set_singleshot_timer.flags: fail with ETIME if the time is past.
 VCPU_SSHOTTMR_future = 1 << 0
-
-VCPUOP_register_vcpu_info = 10
-VCPUOP_send_nmi = 11
-VCPUOP_get_physid = 12
-VCPUOP_register_vcpu_time_memory_area = 13
 
 # From Xen 4.18 on.
 VCPUOP_register_runstate_phys_area = 14

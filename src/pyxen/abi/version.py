@@ -10,29 +10,25 @@ from pyxen.abi._struct import XenStruct, char, u32, u64, xen_struct
 _HEADERS = ("version.h",)
 _PUBLIC = "version.h"
 
-
 # Commands of HYPERVISOR_xen_version. XENVER_version returns major << 16 | minor.
 XENVER_version = 0
 XENVER_extraversion = 1
-
-# Strings that are written whole have these sizes.
-XEN_EXTRAVERSION_LEN = 16
-
 XENVER_compile_info = 2
 XENVER_capabilities = 3
-
-XEN_CAPABILITIES_INFO_LEN = 1024
-
 XENVER_changeset = 4
-
-XEN_CHANGESET_INFO_LEN = 64
-
 XENVER_platform_parameters = 5
 XENVER_get_features = 6
 XENVER_pagesize = 7
 XENVER_guest_handle = 8
 XENVER_commandline = 9
 XENVER_build_id = 10
+
+# Sizes of the strings that are written whole.
+XEN_EXTRAVERSION_LEN = 16
+
+XEN_CAPABILITIES_INFO_LEN = 1024
+
+XEN_CHANGESET_INFO_LEN = 64
 
 
 @xen_struct("xen_compile_info_t", header=_PUBLIC, size=144)
