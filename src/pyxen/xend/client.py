@@ -1,0 +1,99 @@
+"""The other end of xend's API, for xl: a plain socket and JSON, nothing that takes time to import.
+
+If no xend runs, one is started.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyxen.errors import UserError
+from pyxen.paths import Paths, connect_unix, find_paths
+
+API_VERSION = 1
+PROGRESS_SECONDS = 1.0
+
+
+class Client:
+    """A connection to xend. Use it as a context manager."""
+
+    def __init__(self, sock: socket.socket, paths: Paths) -> None:
+        self.paths = paths
+        self._sock = sock
+        self._lines = sock.makefile("rb")
+        self._last_id = 0
+
+    @classmethod
+    def connect(cls, paths: Paths | None = None, *, start: bool = True) -> Client:
+        """Connect to the xend of these paths; `start` one if none runs. UserError."""
+        paths = paths or find_paths()
+        try:
+            sock = connect_unix(paths.xend_socket)
+        except OSError as error:
+            if not start:
+                raise UserError("xend does not run", "any `xl` command starts it") from error
+            from pyxen.xend.start import start_xend
+
+            sock = start_xend(paths)
+        return cls(sock, paths)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave; what was asked for and is not done is cancelled."""
+        self._lines.close()
+        self._sock.close()
+
+    def send(self, op: str, **params: object) -> int:
+        """Ask for an operation; its number, under which the answer comes."""
+        self._last_id += 1
+        request = {"id": self._last_id, "v": API_VERSION, "op": op, **params}
+        try:
+            self._sock.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise _lost() from error
+        return self._last_id
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """Answers and events as they come. UserError when xend goes away."""
+        while True:
+            try:
+                line = self._lines.readline()
+            except OSError as error:
+                raise _lost() from error
+            if not line:
+                raise _lost()
+            yield json.loads(line)
+
+    def call(self, op: str, *, waiting: Callable[[], None] | None = None, **params: object) -> Any:
+        """Do one operation and return its result. UserError as xend reports it.
+
+        `waiting` is called each second until the answer comes.
+        """
+        number = self.send(op, **params)
+        while waiting is not None and not select.select([self._sock], [], [], PROGRESS_SECONDS)[0]:
+            waiting()
+        for message in self.messages():
+            if message.get("id") == number:
+                return result_of(message)
+        raise _lost()
+
+
+def result_of(message: dict[str, Any]) -> Any:
+    """The result in an answer. UserError if it holds an error."""
+    error = message.get("error")
+    if error is not None:
+        raise UserError(error["message"], error.get("hint", ""), error.get("exit_code", 1))
+    return message.get("result")
+
+
+def _lost() -> UserError:
+    return UserError("lost the connection to xend", "do it again: xend starts anew, domains run on")
