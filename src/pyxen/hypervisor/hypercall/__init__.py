@@ -1,0 +1,1 @@
+"""Hypercalls: one module per hypercall or family, one table that dispatches and documents them."""

@@ -1,0 +1,76 @@
+"""Starting a vCPU from a vcpu_guest_context. Source: public/arch-x86/xen.h, VCPUOP_initialise."""
+
+from __future__ import annotations
+
+from pyxen.abi.arch_x86 import (
+    FIRST_RESERVED_GDT_ENTRY,
+    VcpuGuestContext,
+    VGCF_failsafe_disables_events,
+    VGCF_syscall_disables_events,
+)
+from pyxen.abi.errno import E
+from pyxen.errors import XenError
+from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall.descriptors import load_gdt
+from pyxen.hypervisor.trap import EFLAGS_IF, EFLAGS_IOPL
+from pyxen.hypervisor.vcpu import Vcpu
+from pyxen.memory import layout
+from pyxen.memory.pagetable import is_guest_vaddr
+
+_GPRS = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"),
+    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip"),
+)
+
+
+def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
+    """Give a vCPU its first state; it stays down until VCPUOP_up.
+
+    Raises: XenError(EINVAL) for page tables, descriptor frames or handlers it may not have.
+    """
+    l4 = context.ctrlreg[3] >> 12
+    user_l4 = context.ctrlreg[1] >> 12
+    for mfn in (l4, user_l4) if user_l4 else (l4,):
+        if not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
+            raise XenError(E.INVAL, f"page table in frame {mfn:#x}")
+    if context.gdt_ents > FIRST_RESERVED_GDT_ENTRY:
+        raise XenError(E.INVAL, f"{context.gdt_ents} descriptors")
+    for trap in context.trap_ctxt:
+        if trap.address and not is_guest_vaddr(trap.address):
+            raise XenError(E.INVAL, f"trap handler at {trap.address:#x}")
+    pages = (context.gdt_ents + 511) // 512
+    # COMMIT (load_gdt checks all frames before it changes anything)
+    load_gdt(d, target, list(context.gdt_frames[:pages]))
+    _set_entry_points(target, context)
+    target.pv.cr3 = l4 << 12
+    target.pv.user_cr3 = user_l4 << 12
+    layout.set_xen_slots(d.memory, l4)
+    _set_registers(d, target, context)
+
+
+def _set_entry_points(target: Vcpu, context: VcpuGuestContext) -> None:
+    pv = target.pv
+    for vector, trap in enumerate(context.trap_ctxt):
+        pv.traps_address[vector] = trap.address
+        pv.traps_flags[vector] = trap.flags | trap.cs << 16
+    pv.kernel_ss, pv.kernel_sp = context.kernel_ss, context.kernel_sp
+    pv.event_callback = context.event_callback_eip
+    pv.failsafe_callback = context.failsafe_callback_eip
+    pv.syscall_callback = context.syscall_callback_eip
+    pv.failsafe_callback_flags = int(bool(context.flags & VGCF_failsafe_disables_events))
+    pv.syscall_callback_flags = int(bool(context.flags & VGCF_syscall_disables_events))
+    pv.gs_base_user = context.gs_base_user
+
+
+def _set_registers(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
+    caller = d.current
+    d.engine.select(target.vcpu_id)
+    regs = d.engine.regs
+    for name in _GPRS:
+        setattr(regs, name, getattr(context.user_regs, name))
+    regs.rflags = context.user_regs.rflags & ~EFLAGS_IOPL | EFLAGS_IF
+    d.engine.enter_kernel_mode()
+    regs.fs_base = context.fs_base
+    regs.gs_base = context.gs_base_kernel
+    d.engine.set_cr3(target.pv.cr3)
+    d.engine.select(caller.vcpu_id)

@@ -1,0 +1,175 @@
+"""The table of all hypercalls: number, name, handler, how far it is done. Source: public/xen.h.
+
+Dispatch and `pyxen hypercalls` read the same rows. Arguments come in RDI, RSI, RDX, R10, R8; the
+result goes to RAX, an error as its negative number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from pyxen.abi.errno import E
+from pyxen.errors import XenError
+from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall import cpu_state as cpu
+from pyxen.hypervisor.hypercall import descriptors as desc
+from pyxen.hypervisor.hypercall import page_tables as pt
+from pyxen.hypervisor.hypercall.console_io import console_io
+from pyxen.hypervisor.hypercall.event_channel_op import event_channel_op
+from pyxen.hypervisor.hypercall.grant_table_op import grant_table_op
+from pyxen.hypervisor.hypercall.memory_op import memory_op
+from pyxen.hypervisor.hypercall.physdev_op import physdev_op
+from pyxen.hypervisor.hypercall.sched_op import sched_op
+from pyxen.hypervisor.hypercall.vcpu_op import set_timer_op, vcpu_op
+from pyxen.hypervisor.hypercall.xen_version import xen_version
+from pyxen.hypervisor.vcpu import Vcpu
+from pyxen.types import U64
+
+IRET = 23
+MULTICALL = 13
+MAX_MULTICALL = 4096
+_MULTICALL_ENTRY_BYTES = 64
+
+Handler = Callable[..., int]
+
+
+class Support(Enum):
+    """How far a hypercall is done."""
+
+    IMPLEMENTED = "implemented"
+    PARTIAL = "partial"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One hypercall. Missing ones answer `errno`; `note` says what is not there, and why."""
+
+    number: int
+    name: str
+    support: Support
+    handler: Handler | None = None
+    arguments: int = 0
+    note: str = ""
+    errno: E = E.NOSYS
+
+
+def _done(number: int, name: str, handler: Handler, arguments: int) -> Row:
+    return Row(number, name, Support.IMPLEMENTED, handler, arguments)
+
+
+def _partial(number: int, name: str, handler: Handler, arguments: int, note: str) -> Row:
+    return Row(number, name, Support.PARTIAL, handler, arguments, note)
+
+
+def _missing(number: int, name: str, note: str, errno: E = E.NOSYS) -> Row:
+    return Row(number, name, Support.MISSING, None, 0, note, errno)
+
+
+def multicall(d: Domain, v: Vcpu, calls: int, count: int) -> int:
+    """HYPERVISOR_multicall: a list of hypercalls, each with a result of its own; no nesting."""
+    if count > MAX_MULTICALL:
+        raise XenError(E.INVAL, f"{count} calls at once")
+    for n in range(count):
+        at = calls + n * _MULTICALL_ENTRY_BYTES
+        words = memoryview(d.space.read(at, _MULTICALL_ENTRY_BYTES)).cast("Q")
+        number = words[0]
+        if number in (MULTICALL, IRET):
+            result = -E.NOSYS.value
+        else:
+            result = call(d, v, number, (words[2], words[3], words[4], words[5], words[6]))
+        d.space.write_u64(at + 8, result)
+        if d.shutdown_reason is not None or v.blocked:
+            break
+    return 0
+
+
+def _iret_in_table(d: Domain, v: Vcpu) -> int:
+    raise AssertionError("iret sets the registers itself: see runloop")
+
+
+ROWS = (
+    _done(0, "set_trap_table", desc.set_trap_table, 1),
+    _partial(
+        1, "mmu_update", pt.mmu_update, 4, "frames are checked for their owner, not their type"
+    ),
+    _done(2, "set_gdt", desc.set_gdt, 2),
+    _done(3, "stack_switch", cpu.stack_switch, 2),
+    _done(4, "set_callbacks", cpu.set_callbacks, 3),
+    _done(5, "fpu_taskswitch", cpu.fpu_taskswitch, 1),
+    _missing(6, "sched_op_compat", "superseded by sched_op in Xen 3"),
+    _missing(7, "platform_op", "only for domain 0", E.PERM),
+    _done(8, "set_debugreg", cpu.set_debugreg, 2),
+    _done(9, "get_debugreg", cpu.get_debugreg, 1),
+    _partial(10, "update_descriptor", desc.update_descriptor, 2, "call gates are refused"),
+    _missing(11, "(unused)", "Xen has no hypercall of this number"),
+    _partial(12, "memory_op", memory_op, 2, "no exchange, machphys_mfn_list, physmap commands"),
+    _done(13, "multicall", multicall, 2),
+    _done(14, "update_va_mapping", pt.update_va_mapping, 3),
+    _done(15, "set_timer_op", set_timer_op, 1),
+    _missing(16, "event_channel_op_compat", "superseded by event_channel_op in Xen 3"),
+    _done(17, "xen_version", xen_version, 2),
+    _done(18, "console_io", console_io, 3),
+    _missing(19, "physdev_op_compat", "superseded by physdev_op in Xen 3"),
+    _partial(
+        20, "grant_table_op", grant_table_op, 3, "version 1; no map, copy, transfer by the guest"
+    ),
+    _done(21, "vm_assist", cpu.vm_assist, 2),
+    _partial(
+        22,
+        "update_va_mapping_otherdomain",
+        pt.update_va_mapping_otherdomain,
+        4,
+        "only for the calling domain",
+    ),
+    _done(IRET, "iret", _iret_in_table, 0),
+    _partial(24, "vcpu_op", vcpu_op, 3, "no send_nmi"),
+    _done(25, "set_segment_base", cpu.set_segment_base, 2),
+    _partial(26, "mmuext_op", pt.mmuext_op, 4, "pinning does not validate the table's entries"),
+    _missing(27, "xsm_op", "no security module is loaded"),
+    _partial(28, "nmi_op", cpu.nmi_op, 2, "NMIs are not delivered"),
+    _done(29, "sched_op", sched_op, 2),
+    _done(30, "callback_op", cpu.callback_op, 2),
+    _missing(31, "xenoprof_op", "removed from Xen"),
+    _partial(32, "event_channel_op", event_channel_op, 2, "two-level ABI; no FIFO, no pirqs"),
+    _partial(33, "physdev_op", physdev_op, 2, "iopl and the I/O bitmap: there are no devices"),
+    _missing(34, "hvm_op", "only for HVM and PVH domains"),
+    _missing(35, "sysctl", "only for domain 0", E.PERM),
+    _missing(36, "domctl", "only for domain 0", E.PERM),
+    _missing(37, "kexec_op", "only for domain 0", E.PERM),
+    _missing(38, "tmem_op", "removed from Xen"),
+    _missing(39, "argo_op", "Argo is off by default in Xen, too"),
+    _missing(40, "xenpmu_op", "the engine has no performance counters"),
+    _missing(41, "dm_op", "only for device models"),
+    _missing(42, "hypfs_op", "only for domain 0", E.PERM),
+    *(
+        _missing(
+            48 + n, f"arch_{n}", "machine checks: only for domain 0" if n == 0 else "unused by x86"
+        )
+        for n in range(8)
+    ),
+)
+
+_BY_NUMBER = {row.number: row for row in ROWS}
+
+
+def name_of(number: int) -> str:
+    """The hypercall's name, for logs and crash reports."""
+    row = _BY_NUMBER.get(number)
+    return row.name if row else f"hypercall_{number}"
+
+
+def call(d: Domain, v: Vcpu, number: int, arguments: tuple[int, ...]) -> int:
+    """Carry out a hypercall. Errors are results: the only place where XenError becomes -errno."""
+    row = _BY_NUMBER.get(number)
+    if row is None or row.handler is None:
+        result = -(row.errno if row else E.NOSYS).value
+    else:
+        try:
+            result = row.handler(d, v, *arguments[: row.arguments])
+        except XenError as error:
+            result = -error.errno.value
+    d.pv.record_hypercall(number, arguments, result)
+    return result & U64

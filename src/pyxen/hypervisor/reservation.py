@@ -1,0 +1,67 @@
+"""Which frames a domain has: the reservation that ballooning changes.
+
+Source: public/memory.h, XENMEM_decrease_reservation and its relatives.
+
+Machine memory is reserved for `max_pages` at the start; frames that the domain does not have at the
+moment are kept here and belong to the hypervisor.
+"""
+
+from __future__ import annotations
+
+from pyxen.abi.errno import E
+from pyxen.errors import XenError
+from pyxen.memory.frames import FrameTable, FrameType
+from pyxen.memory.layout import INVALID_M2P_ENTRY
+from pyxen.memory.machine import XEN_PAGES, MachineMemory
+from pyxen.types import PAGE_SHIFT, Mfn
+
+
+class Reservation:
+    """The frames of a domain, and the free ones it may still get."""
+
+    def __init__(
+        self, memory: MachineMemory, frames: FrameTable, pages: int, max_pages: int
+    ) -> None:
+        self._memory = memory
+        self._frames = frames
+        self._m2p = memory.m2p_mfn << (PAGE_SHIFT - 3)
+        self.max_pages = max_pages
+        self.pages = pages
+        # Ascending pop: the lowest free frame is handed out first.
+        self._free = list(range(XEN_PAGES + memory.guest_pages - 1, XEN_PAGES + pages - 1, -1))
+        for mfn in self._free:
+            frames.take_from_domain(mfn)
+            memory.words[self._m2p + mfn] = INVALID_M2P_ENTRY
+
+    def release(self, mfn: int) -> None:
+        """Take a frame from the domain.
+
+        Raises: XenError(EINVAL) if it has no such frame, XenError(EBUSY) if it is a table.
+        """
+        if not self._memory.is_guest_frame(mfn) or not self._frames.is_domains(mfn):
+            raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's")
+        if FrameType.L1 <= self._frames.type(mfn) <= FrameType.SEGDESC:
+            raise XenError(E.BUSY, f"frame {mfn:#x} is in use as {self._frames.type(mfn).name}")
+        # COMMIT
+        self._frames.take_from_domain(mfn)
+        self._memory.words[self._m2p + mfn] = INVALID_M2P_ENTRY
+        self._free.append(mfn)
+        self.pages -= 1
+
+    def allocate(self) -> Mfn:
+        """Give the domain one more frame, zeroed.
+
+        Raises: XenError(ENOMEM) when it has all that it may have.
+        """
+        if self.pages >= self.max_pages or not self._free:
+            raise XenError(E.NOMEM, "the domain has its maximum of memory")
+        # COMMIT
+        mfn = self._free.pop()
+        self._frames.give_to_domain(mfn, FrameType.NONE)
+        self._memory.zero_page(mfn)
+        self.pages += 1
+        return Mfn(mfn)
+
+    def set_m2p(self, mfn: int, pfn: int) -> None:
+        """The guest's pseudo-physical number of a frame, as the M2P shows it."""
+        self._memory.words[self._m2p + mfn] = pfn

@@ -1,0 +1,226 @@
+"""The run loop: pick a vCPU, run it, look at why it came back, decide.
+
+The loop runs in one thread, which also does all work of the back ends: nothing else touches the
+domain. While the engine executes, the World kicks it when something wants attention; while no vCPU
+is runnable the thread sleeps in the kernel (`World.wait`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pyxen.abi.errno import E
+from pyxen.abi.xen import VIRQ_TIMER
+from pyxen.cpu.base import (
+    CpuidPolicy,
+    EngineFailure,
+    Exit,
+    GuestSyscall,
+    Hypercall,
+    Preempted,
+    Trap,
+)
+from pyxen.errors import DomainCrash, XenError
+from pyxen.hypervisor import emulate, page_table_write, trap
+from pyxen.hypervisor.domain import Domain, ShutdownReason
+from pyxen.hypervisor.hypercall import table
+from pyxen.hypervisor.hypercall.vcpu_op import publish_runstate, publish_time
+from pyxen.hypervisor.vcpu import RunState, Vcpu
+
+TIME_SLICE_NS = 5_000_000
+_PF_PRESENT, _PF_WRITE, _PF_USER = 1, 2, 4
+_SOFT_INT_BYTES = 2
+
+
+class World(Protocol):
+    """What happens outside of the guest, and what wakes the loop."""
+
+    attention: bool
+    """Set (from any thread) when `poll` should be called."""
+
+    def arm(self, deadline_ns: int | None) -> None:
+        """Set `attention` and kick the engine at this host time, or when I/O is ready."""
+
+    def poll(self) -> None:
+        """Handle the I/O that is ready; clears `attention`."""
+
+    def wait(self, deadline_ns: int | None) -> None:
+        """Sleep until I/O is ready or the host time is reached; handle the I/O."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether the loop should end."""
+
+
+class RunLoop:
+    """Runs one domain until the world is closing."""
+
+    def __init__(self, domain: Domain, world: World, cpuid: CpuidPolicy) -> None:
+        self.domain = domain
+        self.world = world
+        self._cpuid = cpuid
+        self._vcpus = list(domain.vcpus.values())
+        self._next = 0
+        self.cpu_time_ns = 0
+
+    def run(self) -> None:
+        """Loop until the world is closing. A guest's crash ends the guest, not the loop."""
+        d, world = self.domain, self.world
+        while not world.closing:
+            self._timers()
+            vcpu = None if d.stopped else self._pick()
+            if vcpu is None:
+                world.wait(self._deadline(None))
+                continue
+            world.arm(self._deadline(vcpu))
+            try:
+                self._turn(vcpu)
+            except DomainCrash as crash:
+                d.crash(crash)
+            except Exception as bug:  # ours: it ends this domain with a report, and nothing else
+                d.crash(bug)
+            if world.attention:
+                world.poll()
+
+    def _turn(self, vcpu: Vcpu) -> None:
+        """Run one vCPU until the world wants attention, or it blocks, or its time is over."""
+        d, world, engine = self.domain, self.world, self.domain.engine
+        d.select(vcpu)
+        self._enter(vcpu, RunState.RUNNING)
+        started = d.time.now_ns()
+        while not world.attention and not d.stopped and vcpu.runnable:
+            trap.deliver_events(d, vcpu)
+            self.handle(vcpu, engine.run())
+            if d.yielded:
+                d.yielded = False
+                if len(self._vcpus) > 1:
+                    break
+        now = d.time.now_ns()
+        self.cpu_time_ns += now - started
+        if vcpu.runnable:
+            self._enter(vcpu, RunState.RUNNABLE)
+
+    def handle(self, vcpu: Vcpu, reason: Exit) -> None:
+        """Do what an exit asks for. Raises: DomainCrash."""
+        d = self.domain
+        match reason:
+            case Hypercall():
+                self._hypercall(vcpu)
+            case GuestSyscall():
+                trap.deliver_syscall(d, vcpu)
+            case Trap():
+                self._trap(vcpu, reason)
+            case Preempted():
+                pass
+            case EngineFailure(why):
+                raise DomainCrash(f"the engine cannot go on: {why}")
+
+    def _hypercall(self, vcpu: Vcpu) -> None:
+        d, regs = self.domain, self.domain.engine.regs
+        number = regs.rax
+        if number == table.IRET:
+            trap.iret(d, vcpu)
+            d.pv.record_hypercall(number, (), 0)
+            return
+        arguments = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8)
+        regs.rax = table.call(d, vcpu, number, arguments)
+
+    def _trap(self, vcpu: Vcpu, reason: Trap) -> None:
+        d, engine = self.domain, self.domain.engine
+        if reason.software:
+            reason = self._software_interrupt(vcpu, reason)
+        elif reason.vector == trap.TRAP_page_fault and not engine.user_mode:
+            present_write = _PF_PRESENT | _PF_WRITE
+            write_protected = reason.error_code & (present_write | _PF_USER) == present_write
+            if write_protected and self._page_table_write(reason.fault_address):
+                return
+        elif reason.vector == trap.TRAP_gp_fault and not engine.user_mode:
+            if emulate.privileged(d, vcpu):
+                return
+        elif reason.vector == trap.TRAP_invalid_op and emulate.cpuid(d, self._cpuid):
+            return
+        elif reason.vector == trap.TRAP_no_device and vcpu.task_switched:
+            # The guest's handler expects TS clear, as Xen clears it.
+            vcpu.task_switched = False
+            engine.set_task_switched(False)
+        trap.deliver_trap(d, vcpu, reason)
+
+    def _page_table_write(self, vaddr: int) -> bool:
+        try:
+            return page_table_write.emulate_write(self.domain, vaddr)
+        except XenError as error:
+            if error.errno is not E.INVAL:
+                raise
+            return False
+
+    def _software_interrupt(self, vcpu: Vcpu, reason: Trap) -> Trap:
+        """`int n`: only where the guest's gate allows it, else #GP at the instruction."""
+        privilege = 3 if self.domain.engine.user_mode else 1
+        gate_privilege = vcpu.pv.traps_flags[reason.vector] & vcpu.pv.TRAP_DPL_MASK
+        if vcpu.pv.traps_address[reason.vector] and gate_privilege >= privilege:
+            return Trap(reason.vector, software=True)
+        regs = self.domain.engine.regs
+        regs.rip -= 1 if reason.vector in (trap.TRAP_int3, trap.TRAP_overflow) else _SOFT_INT_BYTES
+        return Trap(trap.TRAP_gp_fault, reason.vector * 8 + 2)
+
+    def _pick(self) -> Vcpu | None:
+        """The next runnable vCPU, in turns."""
+        count = len(self._vcpus)
+        for n in range(count):
+            vcpu = self._vcpus[(self._next + n) % count]
+            if vcpu.runnable:
+                self._next = (self._next + n + 1) % count
+                return vcpu
+        return None
+
+    def _deadline(self, running: Vcpu | None) -> int | None:
+        """Host time at which the loop has something to do by itself."""
+        d = self.domain
+        if d.stopped:
+            return None
+        times = [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
+        times += d.watchdogs.values()
+        if running is not None:
+            now = d.time.now_ns()
+            times.append(d.time.next_resync_ns)
+            if any(v is not running and v.runnable for v in self._vcpus):
+                times.append(now + TIME_SLICE_NS)
+        return d.time.host_ns(min(times)) if times else None
+
+    def _timers(self) -> None:
+        """Fire what is due: vCPU timers, poll timeouts, watchdogs, the time record."""
+        d = self.domain
+        if d.stopped:
+            return
+        now = d.time.now_ns()
+        if now >= d.time.next_resync_ns:
+            d.time.resync()
+            for vcpu in self._vcpus:
+                if vcpu.up:
+                    publish_time(d, vcpu)
+        for vcpu in self._vcpus:
+            if vcpu.up:
+                self._vcpu_timers(vcpu, now)
+        if any(now >= due for due in d.watchdogs.values()):
+            d.shutdown(ShutdownReason.WATCHDOG)
+
+    def _vcpu_timers(self, vcpu: Vcpu, now: int) -> None:
+        d = self.domain
+        due = False
+        if vcpu.singleshot_ns and now >= vcpu.singleshot_ns:
+            vcpu.singleshot_ns, due = 0, True
+        if vcpu.periodic_due_ns and now >= vcpu.periodic_due_ns:
+            missed = (now - vcpu.periodic_due_ns) // vcpu.periodic_ns
+            vcpu.periodic_due_ns += (missed + 1) * vcpu.periodic_ns
+            due = True
+        if due:
+            d.events.raise_virq(vcpu, VIRQ_TIMER)
+        if vcpu.poll_deadline_ns and now >= vcpu.poll_deadline_ns:
+            vcpu.poll_deadline_ns, vcpu.poll_ports = 0, None
+            if vcpu.blocked:
+                d.unblock(vcpu)
+
+    def _enter(self, vcpu: Vcpu, state: RunState) -> None:
+        vcpu.runstate.enter(state, self.domain.time.now_ns())
+        if vcpu.runstate_vaddr:
+            publish_runstate(self.domain, vcpu)

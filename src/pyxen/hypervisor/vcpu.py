@@ -1,0 +1,103 @@
+"""One virtual CPU as the hypervisor sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from pyxen.abi.xen import VcpuInfo
+from pyxen.cpu.pvstate import PvState
+from pyxen.memory.machine import MachineMemory
+from pyxen.types import VcpuId
+
+_PENDING_SEL = VcpuInfo.OFFSET["evtchn_pending_sel"]
+UPCALL_PENDING = VcpuInfo.OFFSET["evtchn_upcall_pending"]
+UPCALL_MASK = VcpuInfo.OFFSET["evtchn_upcall_mask"]
+CR2 = VcpuInfo.OFFSET["arch"]
+
+
+class RunState(Enum):
+    """The states of public/vcpu.h (RUNSTATE_*)."""
+
+    RUNNING = 0
+    RUNNABLE = 1
+    BLOCKED = 2
+    OFFLINE = 3
+
+
+@dataclass(slots=True)
+class RunStateTimes:
+    """Nanoseconds of system time spent in each state, and since when the vCPU is in this one."""
+
+    state: RunState = RunState.OFFLINE
+    entered_ns: int = 0
+    spent_ns: dict[RunState, int] = field(default_factory=lambda: dict.fromkeys(RunState, 0))
+
+    def enter(self, state: RunState, now_ns: int) -> None:
+        """Account for the time in the old state and begin the new one."""
+        self.spent_ns[self.state] += max(0, now_ns - self.entered_ns)
+        self.state = state
+        self.entered_ns = now_ns
+
+
+class Vcpu:
+    """PV state, timers and scheduling state of one vCPU."""
+
+    def __init__(self, vcpu_id: VcpuId, memory: MachineMemory, vcpu_info_maddr: int) -> None:
+        self.vcpu_id = vcpu_id
+        self.pv = PvState()
+        self.pv.vcpu_info_maddr = vcpu_info_maddr
+        self._memory = memory
+        self.initialised = False
+        self.up = False
+        self.blocked = False
+        self.poll_ports: tuple[int, ...] | None = None
+        self.vcpu_info_registered = False
+        self.runstate = RunStateTimes()
+        self.runstate_vaddr = 0
+        self.time_info_vaddr = 0
+        self.singleshot_ns = 0
+        self.periodic_ns = 0
+        self.periodic_due_ns = 0
+        self.poll_deadline_ns = 0
+        self.virq_to_port: dict[int, int] = {}
+        self.gdt_frames: tuple[int, ...] = ()
+        self.task_switched = False
+
+    @property
+    def runnable(self) -> bool:
+        """Whether the vCPU wants to execute instructions."""
+        return self.up and not self.blocked
+
+    @property
+    def upcall_pending(self) -> bool:
+        """vcpu_info.evtchn_upcall_pending."""
+        return self._memory.bytes[self.pv.vcpu_info_maddr + UPCALL_PENDING] != 0
+
+    @property
+    def upcall_mask(self) -> int:
+        """vcpu_info.evtchn_upcall_mask; guests may store other values than 0 and 1."""
+        return self._memory.bytes[self.pv.vcpu_info_maddr + UPCALL_MASK]
+
+    @upcall_mask.setter
+    def upcall_mask(self, value: int) -> None:
+        self._memory.bytes[self.pv.vcpu_info_maddr + UPCALL_MASK] = value
+
+    def mark_pending(self, selector_bit: int) -> None:
+        """Set a bit of evtchn_pending_sel and ask for an upcall."""
+        words = self._memory.words
+        words[(self.pv.vcpu_info_maddr + _PENDING_SEL) >> 3] |= 1 << selector_bit
+        self._memory.bytes[self.pv.vcpu_info_maddr + UPCALL_PENDING] = 1
+
+    def set_cr2(self, address: int) -> None:
+        """Where the guest finds the address of its page fault (vcpu_info.arch.cr2)."""
+        self._memory.words[(self.pv.vcpu_info_maddr + CR2) >> 3] = address
+
+    def cr2(self) -> int:
+        """The address that the guest's read of CR2 gives."""
+        return self._memory.words[(self.pv.vcpu_info_maddr + CR2) >> 3]
+
+    def next_timer_ns(self) -> int | None:
+        """System time of this vCPU's next timer event."""
+        times = [t for t in (self.singleshot_ns, self.periodic_due_ns, self.poll_deadline_ns) if t]
+        return min(times) if times else None
