@@ -1,0 +1,1 @@
+"""Xenstore: the tree of keys through which domains and tools find each other."""
