@@ -64,21 +64,7 @@ HVMPV_hcall_ipi = 1 << 9
 HVMPV_ex_processor_masks = 1 << 10
 HVMPV_no_vp_limit = 1 << 11
 HVMPV_cpu_hotplug = 1 << 12
-HVMPV_feature_mask = (
-    HVMPV_base_freq
-    | HVMPV_no_freq
-    | HVMPV_time_ref_count
-    | HVMPV_reference_tsc
-    | HVMPV_hcall_remote_tlb_flush
-    | HVMPV_apic_assist
-    | HVMPV_crash_ctl
-    | HVMPV_synic
-    | HVMPV_stimer
-    | HVMPV_hcall_ipi
-    | HVMPV_ex_processor_masks
-    | HVMPV_no_vp_limit
-    | HVMPV_cpu_hotplug
-)
+HVMPV_feature_mask = 0x1FFF
 
 # Values of HVM_PARAM_TIMER_MODE.
 HVMPTM_delay_for_missed_ticks = 0

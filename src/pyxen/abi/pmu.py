@@ -5,7 +5,7 @@ Source: public/pmu.h and public/arch-x86/pmu.h.
 
 from typing import Annotated
 
-from pyxen.abi._struct import XenStruct, array, char, u8, u16, u32, u64, union, xen_struct
+from pyxen.abi._struct import CPath, XenStruct, array, char, u8, u16, u32, u64, union, xen_struct
 
 _HEADERS = (
     "arch-x86/pmu.h",
@@ -95,11 +95,11 @@ class XenPmuRegs(XenStruct):
 
 @xen_struct("xen_pmu_arch_t", header="arch-x86/pmu.h", size=208)
 class XenPmuArch(XenStruct):
-    """The x86 part of xen_pmu_data. r: XenPmuRegs; l: LVTPC; c: a context."""
+    """The x86 part of xen_pmu_data. r: XenPmuRegs; lapic: LVTPC; c: a context."""
 
     r: Annotated[bytes, union(XenPmuRegs, char(64))] = b""
     pmu_flags: u64 = 0
-    l: Annotated[bytes, union(u32, u64)] = b""
+    lapic: Annotated[bytes, union(u32, u64), CPath("l")] = b""
     c: Annotated[bytes, union(XenPmuAmdCtxt, XenPmuIntelCtxt, char(128))] = b""
 
 
