@@ -25,24 +25,10 @@ from pyxen.types import U64, VcpuId
 
 ScriptItem: TypeAlias = Exit | Callable[[], Exit]
 
-_NAMES = [
-    "rax",
-    "rcx",
-    "rdx",
-    "rbx",
-    "rsp",
-    "rbp",
-    "rsi",
-    "rdi",
-    "r8",
-    "r9",
-    "r10",
-    "r11",
-    "r12",
-    "r13",
-    "r14",
-    "r15",
-]
+_NAMES = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
+)
 _SEGMENTS = 6
 
 

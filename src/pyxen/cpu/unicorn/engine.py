@@ -60,8 +60,8 @@ class UnicornEngine(Engine):
     Raises: UserError if the Unicorn library is missing or not the one that this was made for.
 
     IN gives all ones and OUT does nothing in guest kernel mode; in user mode both are #GP(0).
-    RDTSC is the host's. SYSENTER is #GP(0). Debug registers keep their values, but no breakpoint of
-    theirs is ever hit.
+    RDTSC is the host's. SYSENTER is #GP(0), INT1 is #UD. Debug registers keep their values, but no
+    breakpoint of theirs is ever hit.
     """
 
     regs: UnicornRegisters
@@ -72,8 +72,6 @@ class UnicornEngine(Engine):
         self._memory_bytes = memory.total_pages << PAGE_SHIFT
         self._cpu, self._env = layout.verify(self._handle)
         self._stubs = Stubs()
-        debug_handler = ctypes.c_uint64.from_address(self._cpu + layout.CPU_DEBUG_HANDLER)
-        debug_handler.value = self._stubs.debug_trap
         # Stops are taken where a block starts only. Elsewhere the instruction would be run twice.
         ctypes.c_uint8.from_address(self._handle + layout.UC_NO_EXIT_REQUEST).value = 1
         self._stop_request = ctypes.c_uint8.from_address(self._handle + layout.UC_STOP_REQUEST)
@@ -129,6 +127,7 @@ class UnicornEngine(Engine):
             regs.set_segment(segment, 0, 0, 0, 0)
         regs.enter_kernel_mode()
         regs.signed[layout.OLD_EXCEPTION >> 2] = -1
+        snapshot.load_fpu(regs, snapshot.initial_fpu())
 
     # --- vCPUs ------------------------------------------------------------------------------
 

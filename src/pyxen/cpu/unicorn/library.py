@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import platform
-from ctypes import c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -70,7 +70,6 @@ _PROTOTYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "tlb_flush_x86_64": (None, (c_void_p,)),
     "tlb_flush_page_x86_64": (None, (c_void_p, c_uint64)),
     "tb_invalidate_phys_range_x86_64": (None, (c_void_p, c_uint64, c_uint64)),
-    "helper_cc_compute_all_x86_64": (c_uint64, (c_uint64, c_uint64, c_uint64, c_int32)),
     "update_fp_status_x86_64": (None, (c_void_p,)),
     "update_mxcsr_status_x86_64": (None, (c_void_p,)),
 }

@@ -20,6 +20,8 @@ _FXSAVE_BYTES: Final = 512
 _FXSAVE_HEAD: Final = Struct("<HHB")
 _FXSAVE_MXCSR: Final = Struct("<II")
 _MXCSR_AT: Final = 24
+_FPU_CONTROL_INITIAL: Final = 0x037F
+_MXCSR_INITIAL: Final = 0x1F80
 _MXCSR_MASK: Final = 0xFFFF
 _ST_AT: Final = 32
 _XMM_AT: Final = 160
@@ -77,7 +79,7 @@ def load(regs: UnicornRegisters, state: CpuState) -> None:
     for index, value in enumerate(state.dr):
         words[(layout.DR >> 3) + index] = value
     words[layout.TSC_AUX >> 3] = state.msrs.get(MSR_TSC_AUX, 0)
-    _load_fpu(regs, state.fxsave)
+    load_fpu(regs, state.fxsave)
 
 
 def _save_fpu(regs: UnicornRegisters) -> bytes:
@@ -98,7 +100,16 @@ def _save_fpu(regs: UnicornRegisters) -> bytes:
     return bytes(area)
 
 
-def _load_fpu(regs: UnicornRegisters, area: bytes) -> None:
+def initial_fpu() -> bytes:
+    """The FXSAVE area after FNINIT, with MXCSR as after reset."""
+    area = bytearray(_FXSAVE_BYTES)
+    _FXSAVE_HEAD.pack_into(area, 0, _FPU_CONTROL_INITIAL, 0, 0)
+    _FXSAVE_MXCSR.pack_into(area, _MXCSR_AT, _MXCSR_INITIAL, _MXCSR_MASK)
+    return bytes(area)
+
+
+def load_fpu(regs: UnicornRegisters, area: bytes) -> None:
+    """Replace the FPU and SSE registers by those of an FXSAVE area."""
     raw = regs.bytes
     control, status, valid = _FXSAVE_HEAD.unpack_from(area, 0)
     mxcsr, _ = _FXSAVE_MXCSR.unpack_from(area, _MXCSR_AT)

@@ -6,9 +6,9 @@ import ctypes
 from typing import Any, Final
 
 from pyxen.cpu.base import Registers
-from pyxen.cpu.unicorn import layout, library
-from pyxen.cpu.unicorn.layout import CC_FLAGS, CC_OP_EFLAGS, FLAG_DF, FLAG_IF, FLAGS_KEPT
-from pyxen.types import U64
+from pyxen.cpu.unicorn import layout
+from pyxen.cpu.unicorn.layout import FLAG_IF, FLAGS_GUEST
+from pyxen.types import U32, U64
 
 # What the processor really has in CS and SS while the guest kernel runs, and what it is shown.
 KERNEL_CS: Final = 0xE041
@@ -31,11 +31,7 @@ DPL_SHIFT: Final = 13
 FLAT_LIMIT: Final = 0xFFFF_FFFF
 
 _ALWAYS_ONE: Final = 1 << 1
-_RIP: Final = layout.RIP >> 3
 _EFLAGS: Final = layout.EFLAGS >> 3
-_CC_DST: Final = layout.CC_DST >> 3
-_CC_OP: Final = layout.CC_OP >> 2
-_DF: Final = layout.DF >> 2
 _HFLAGS: Final = layout.HFLAGS >> 2
 _KERNEL_CPL: Final = 1
 _USER_CPL: Final = 3
@@ -85,34 +81,15 @@ class UnicornRegisters(Registers):
         self.words: memoryview[int] = self.bytes.cast("Q")
         self.dwords: memoryview[int] = self.bytes.cast("I")
         self.signed: memoryview[int] = self.bytes.cast("i")
-        self._compute_flags = library.load().helper_cc_compute_all_x86_64
 
     @property
     def rflags(self) -> int:
-        """RFLAGS; the arithmetic flags may have to be computed from the last operation."""
-        words = self.words
-        operation = self.dwords[_CC_OP]
-        if operation == CC_OP_EFLAGS:
-            arithmetic = words[_CC_DST + 1]
-        else:
-            arithmetic = self._compute_flags(
-                words[_CC_DST], words[_CC_DST + 1], words[_CC_DST + 2], operation
-            )
-        direction = FLAG_DF if self.signed[_DF] < 0 else 0
-        return (
-            (words[_EFLAGS] & ~(CC_FLAGS | FLAG_DF))
-            | (arithmetic & CC_FLAGS)
-            | direction
-            | _ALWAYS_ONE
-        )
+        """RFLAGS. Between runs the translator keeps all of it in one word."""
+        return self.words[_EFLAGS] & U32
 
     @rflags.setter
     def rflags(self, value: int) -> None:
-        words = self.words
-        words[_CC_DST + 1] = value & CC_FLAGS
-        self.dwords[_CC_OP] = CC_OP_EFLAGS
-        self.signed[_DF] = -1 if value & FLAG_DF else 1
-        words[_EFLAGS] = (value & FLAGS_KEPT) | FLAG_IF | _ALWAYS_ONE
+        self.words[_EFLAGS] = (value & FLAGS_GUEST) | FLAG_IF | _ALWAYS_ONE
 
     def gpr(self, index: int) -> int:
         return self.words[index & 15]

@@ -1,7 +1,7 @@
 """A page of machine code for what must not be done in Python.
 
-Unicorn calls back for IN, OUT, SYSENTER and for the debugger's trap, and goes on in the middle of a
-translated block afterwards. To make the instruction fault instead, the callback has to leave by
+Unicorn calls back for IN, OUT and SYSENTER, and goes on in the middle of a translated block
+afterwards. To make the instruction fault instead, the callback has to leave by
 longjmp, which may not cross Python's frames. Each of these is a handful of instructions, so they
 are written down here; no compiler is needed. RDTSC is here because Python has no other way to it.
 
@@ -17,7 +17,6 @@ from struct import pack
 from pyxen.cpu.unicorn import layout, library
 
 GENERAL_PROTECTION = 13
-DEBUG_EXCEPTION = 1
 
 
 def _general_protection(env_to_rdi: bytes) -> bytes:
@@ -63,20 +62,6 @@ def _sysenter() -> bytes:
     return _general_protection(b"\x48\x89\xf7")  # mov rdi, rsi
 
 
-def _debug_trap() -> bytes:
-    """void (cpu=rdi): INT1 becomes #DB behind the one-byte instruction.
-
-    Unicorn's own handler returns to a loop that never ends.
-    """
-    return (
-        b"\x48\x81\xc7" + pack("<I", layout.CPU_ENV)  # add rdi, env
-        + b"\x48\xff\x87" + pack("<I", layout.RIP)  # inc qword [rdi + rip]
-        + b"\xbe" + pack("<I", DEBUG_EXCEPTION)  # mov esi, 1
-        + b"\x48\xb8" + pack("<Q", library.address("raise_exception"))  # mov rax, ...
-        + b"\xff\xe0"  # jmp rax
-    )  # fmt: skip
-
-
 _READ_TSC = (
     b"\x0f\x31"  # rdtsc
     b"\x48\xc1\xe2\x20"  # shl rdx, 32
@@ -91,7 +76,7 @@ class Stubs:
     def __init__(self) -> None:
         code = bytearray()
         offsets = []
-        for routine in (_port_in(), _port_out(), _sysenter(), _debug_trap(), _READ_TSC):
+        for routine in (_port_in(), _port_out(), _sysenter(), _READ_TSC):
             offsets.append(len(code))
             code += routine + b"\xcc" * (-len(routine) % 16)
         page = mmap.mmap(
@@ -103,8 +88,6 @@ class Stubs:
         page[: len(code)] = bytes(code)
         self._page = page
         base = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        self.port_in, self.port_out, self.sysenter, self.debug_trap, read_tsc = (
-            base + offset for offset in offsets
-        )
+        self.port_in, self.port_out, self.sysenter, read_tsc = (base + offset for offset in offsets)
         self.read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(read_tsc)
         """() -> the host's time stamp counter."""
