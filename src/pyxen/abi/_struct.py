@@ -17,6 +17,7 @@ is checked while the module is imported. A field is one of
 
 The default in the declaration only tells the type checker that the argument may be left out; an
 omitted field is always zero. A field name may end in `_` where the C name is a Python keyword.
+A module that declares structures must not postpone the evaluation of its annotations.
 """
 
 from __future__ import annotations
@@ -170,7 +171,8 @@ class XenStruct:
         """`count` structures that lie one after another. Raises struct.error if `buf` is short."""
         if offset + count * cls.SIZE > len(buf):
             raise struct.error(f"{count} {cls.C_NAME} at {offset} do not fit {len(buf)} bytes")
-        return [cls.unpack(buf, offset + i * cls.SIZE) for i in range(count)]
+        unpack = cls.unpack
+        return [unpack(buf, at) for at in range(offset, offset + count * cls.SIZE, cls.SIZE)]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

@@ -106,6 +106,22 @@ XENMEM_resource_grant_table_id_shared = 0
 XENMEM_resource_grant_table_id_status = 1
 XENMEM_resource_ioreq_server_frame_bufioreq = 0
 
+# Types of an E820 entry, as in the ACPI specification.
+E820_RAM = 1
+E820_RESERVED = 2
+E820_ACPI = 3
+E820_NVS = 4
+E820_UNUSABLE = 5
+
+_E820 = "firmware interface, not Xen's: ACPI specification, system address map"
+_NOT_IN_HEADER = {
+    "E820_RAM": _E820,
+    "E820_RESERVED": _E820,
+    "E820_ACPI": _E820,
+    "E820_NVS": _E820,
+    "E820_UNUSABLE": _E820,
+}
+
 
 @xen_struct("xen_memory_reservation_t", header=_PUBLIC, size=32)
 class XenMemoryReservation(XenStruct):
@@ -186,10 +202,19 @@ class XenRemoveFromPhysmap(XenStruct):
 
 @xen_struct("xen_memory_map_t", header=_PUBLIC, size=16)
 class XenMemoryMap(XenStruct):
-    """The memory map: an array of E820 entries of 20 bytes. Out: nr_entries."""
+    """The memory map: an array of E820Entry. Out: nr_entries."""
 
     nr_entries: u32 = 0
     buffer: ptr = 0
+
+
+@xen_struct("struct e820entry", header="", size=20, max_align=4)
+class E820Entry(XenStruct):
+    """One range of a memory map."""
+
+    addr: u64 = 0
+    size: u64 = 0
+    type: u32 = 0
 
 
 @xen_struct("xen_foreign_memory_map_t", header=_PUBLIC, size=24)

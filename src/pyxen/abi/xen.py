@@ -21,7 +21,7 @@ from pyxen.abi._struct import (
 )
 from pyxen.abi.arch_x86 import XEN_LEGACY_MAX_VCPUS, ArchSharedInfo, ArchVcpuInfo
 
-_HEADERS = ("xen.h",)
+_HEADERS = ("xen.h", "arch-x86/xen-mca.h")
 _PUBLIC = "xen.h"
 
 # Hypercalls: the number goes into RAX, arguments into RDI, RSI, RDX, R10, R8.
@@ -75,6 +75,7 @@ __HYPERVISOR_arch_4 = 52
 __HYPERVISOR_arch_5 = 53
 __HYPERVISOR_arch_6 = 54
 __HYPERVISOR_arch_7 = 55
+__HYPERVISOR_mca = __HYPERVISOR_arch_0
 
 # Virtual interrupts. TIMER, DEBUG, XENOPROF and XENPMU are per vCPU, the others global.
 VIRQ_TIMER = 0
