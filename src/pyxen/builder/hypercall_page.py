@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from pyxen.abi import xen as abi
 from pyxen.types import PAGE_SIZE
 
 SLOT_BYTES: Final = 32
-HYPERVISOR_IRET: Final = 23
 
 _PUSH_RCX_R11: Final = b"\x51\x41\x53"
 _PUSH_RAX: Final = b"\x50"
@@ -33,6 +33,6 @@ def hypercall_page() -> bytes:
 
 def _slot(number: int) -> bytes:
     load = _MOV_EAX + struct.pack("<I", number)
-    if number == HYPERVISOR_IRET:
+    if number == abi.__HYPERVISOR_iret:
         return _PUSH_RCX_R11 + _PUSH_RAX + load + _SYSCALL
     return _PUSH_RCX_R11 + load + _SYSCALL + _POP_R11_RCX_RET

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pyxen.abi import elfnote as n
 from pyxen.builder import bzimage
-from pyxen.builder import notes as n
 from pyxen.builder.elf import EM_386, EM_X86_64, PT_LOAD, Elf, Segment
 from pyxen.builder.failure import refuse
-from pyxen.builder.notes import XenNotes, read_notes
+from pyxen.builder.notes import FEATURE_BITS, XenNotes, read_notes
 from pyxen.builder.payload import decompress, recognise
 from pyxen.memory.pagetable import is_guest_vaddr
 from pyxen.types import PAGE_MASK
@@ -207,7 +207,7 @@ def _check_features(name: str, notes: XenNotes) -> None:
         ("auto_translated_physmap", "PV guests have no translated memory"),
         ("supervisor_mode_kernel", "no Xen for x86-64 offers that"),
     ):
-        if notes.required >> n.FEATURE_BITS[feature] & 1:
+        if notes.required >> FEATURE_BITS[feature] & 1:
             raise refuse(f"{name}: the kernel requires the Xen feature {feature}: {why}")
 
 

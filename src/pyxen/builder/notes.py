@@ -8,35 +8,58 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from pyxen.abi import elfnote, features
+from pyxen.abi.elfnote import (
+    XEN_ELFNOTE_BSD_SYMTAB,
+    XEN_ELFNOTE_ENTRY,
+    XEN_ELFNOTE_FEATURES,
+    XEN_ELFNOTE_GUEST_OS,
+    XEN_ELFNOTE_GUEST_VERSION,
+    XEN_ELFNOTE_HV_START_LOW,
+    XEN_ELFNOTE_HYPERCALL_PAGE,
+    XEN_ELFNOTE_INIT_P2M,
+    XEN_ELFNOTE_L1_MFN_VALID,
+    XEN_ELFNOTE_LOADER,
+    XEN_ELFNOTE_MOD_START_PFN,
+    XEN_ELFNOTE_PADDR_OFFSET,
+    XEN_ELFNOTE_PAE_MODE,
+    XEN_ELFNOTE_PHYS32_ENTRY,
+    XEN_ELFNOTE_SUPPORTED_FEATURES,
+    XEN_ELFNOTE_SUSPEND_CANCEL,
+    XEN_ELFNOTE_VIRT_BASE,
+    XEN_ELFNOTE_XEN_VERSION,
+)
 from pyxen.builder.elf import Elf, Note
 from pyxen.builder.failure import refuse
 from pyxen.types import U64
 
-XEN_ELFNOTE_INFO: Final = 0
-XEN_ELFNOTE_ENTRY: Final = 1
-XEN_ELFNOTE_HYPERCALL_PAGE: Final = 2
-XEN_ELFNOTE_VIRT_BASE: Final = 3
-XEN_ELFNOTE_PADDR_OFFSET: Final = 4
-XEN_ELFNOTE_XEN_VERSION: Final = 5
-XEN_ELFNOTE_GUEST_OS: Final = 6
-XEN_ELFNOTE_GUEST_VERSION: Final = 7
-XEN_ELFNOTE_LOADER: Final = 8
-XEN_ELFNOTE_PAE_MODE: Final = 9
-XEN_ELFNOTE_FEATURES: Final = 10
-XEN_ELFNOTE_BSD_SYMTAB: Final = 11
-XEN_ELFNOTE_HV_START_LOW: Final = 12
-XEN_ELFNOTE_L1_MFN_VALID: Final = 13
-XEN_ELFNOTE_SUSPEND_CANCEL: Final = 14
-XEN_ELFNOTE_INIT_P2M: Final = 15
-XEN_ELFNOTE_MOD_START_PFN: Final = 16
-XEN_ELFNOTE_SUPPORTED_FEATURES: Final = 17
-XEN_ELFNOTE_PHYS32_ENTRY: Final = 18
+# Newer than the ABI of Xen 4.17: only a PVH loader has a use for it.
 XEN_ELFNOTE_PHYS32_RELOC: Final = 19
 
 NOTE_NAMES: Final = {
-    value: name.removeprefix("XEN_ELFNOTE_")
-    for name, value in list(globals().items())
-    if name.startswith("XEN_ELFNOTE_")
+    getattr(elfnote, f"XEN_ELFNOTE_{name}", XEN_ELFNOTE_PHYS32_RELOC): name
+    for name in (
+        "INFO",
+        "ENTRY",
+        "HYPERCALL_PAGE",
+        "VIRT_BASE",
+        "PADDR_OFFSET",
+        "XEN_VERSION",
+        "GUEST_OS",
+        "GUEST_VERSION",
+        "LOADER",
+        "PAE_MODE",
+        "FEATURES",
+        "BSD_SYMTAB",
+        "HV_START_LOW",
+        "L1_MFN_VALID",
+        "SUSPEND_CANCEL",
+        "INIT_P2M",
+        "MOD_START_PFN",
+        "SUPPORTED_FEATURES",
+        "PHYS32_ENTRY",
+        "PHYS32_RELOC",
+    )
 }
 
 _NUMBERS: Final = frozenset(
@@ -55,13 +78,16 @@ _NUMBERS: Final = frozenset(
 )
 
 FEATURE_BITS: Final = {
-    "writable_page_tables": 0,
-    "writable_descriptor_tables": 1,
-    "auto_translated_physmap": 2,
-    "supervisor_mode_kernel": 3,
-    "pae_pgdir_above_4gb": 4,
-    "hvm_callback_vector": 8,
-    "dom0": 11,
+    name: getattr(features, f"XENFEAT_{name}")
+    for name in (
+        "writable_page_tables",
+        "writable_descriptor_tables",
+        "auto_translated_physmap",
+        "supervisor_mode_kernel",
+        "pae_pgdir_above_4gb",
+        "hvm_callback_vector",
+        "dom0",
+    )
 }
 """The names that may stand in a FEATURES note, and their XENFEAT_ numbers."""
 

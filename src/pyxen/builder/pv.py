@@ -9,12 +9,18 @@ Source: public/xen.h (start_info, start-of-day memory layout), public/elfnote.h.
 from __future__ import annotations
 
 import os
-import struct
 from array import array
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Final
 
+from pyxen.abi.xen import (
+    MAX_GUEST_CMDLINE,
+    SIF_MOD_START_PFN,
+    SIF_VIRT_P2M_4TOOLS,
+    StartInfo,
+    StartInfoConsoleDomU,
+)
 from pyxen.builder.failure import refuse
 from pyxen.builder.hypercall_page import hypercall_page
 from pyxen.builder.kernel import KernelImage
@@ -23,9 +29,6 @@ from pyxen.builder.pv_layout import PvLayout, Region, plan
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.types import PAGE_SHIFT, Mfn, Port
 
-SIF_MOD_START_PFN: Final = 1 << 3
-SIF_VIRT_P2M_4TOOLS: Final = 1 << 4
-MAX_GUEST_CMDLINE: Final = 1024
 _MAGIC: Final = b"xen-3.0-x86_64"
 
 
@@ -162,22 +165,21 @@ def _start_info(
     if kernel.init_p2m is not None:
         mfn_list = kernel.init_p2m
         frames = p2m.pages + len(layout.p2m_tables)
-    return struct.pack(
-        "<32sQQI4xQI4xQI4xQQQQQ1024sQQ",
-        _MAGIC,
-        guest_pages,
-        options.shared_info_mfn << PAGE_SHIFT,
-        flags,
-        _mfn(layout.xenstore.first_pfn),
-        options.store_port,
-        _mfn(layout.console.first_pfn),
-        options.console_port,
-        layout.vaddr(layout.page_tables.first_pfn),
-        layout.page_tables.pages,
-        mfn_list,
-        mod_start,
-        ramdisk_bytes,
-        command_line,
-        p2m.first_pfn if frames else 0,
-        frames,
-    )
+    console = StartInfoConsoleDomU(mfn=_mfn(layout.console.first_pfn), evtchn=options.console_port)
+    return StartInfo(
+        magic=_MAGIC,
+        nr_pages=guest_pages,
+        shared_info=options.shared_info_mfn << PAGE_SHIFT,
+        flags=flags,
+        store_mfn=_mfn(layout.xenstore.first_pfn),
+        store_evtchn=options.store_port,
+        console=console.pack(),
+        pt_base=layout.vaddr(layout.page_tables.first_pfn),
+        nr_pt_frames=layout.page_tables.pages,
+        mfn_list=mfn_list,
+        mod_start=mod_start,
+        mod_len=ramdisk_bytes,
+        cmd_line=command_line,
+        first_p2m_pfn=p2m.first_pfn if frames else 0,
+        nr_p2m_frames=frames,
+    ).pack()

@@ -18,7 +18,10 @@ from pyxen.image.initramfs import build_initramfs
 from pyxen.image.modules import collect_modules
 
 PROMPT: Final = "demo:/# "
-"""What the demo's shell prints when it is ready, at the start of a line; part of the interface."""
+"""What the demo's shell prints when it is ready, at the start of a line; part of the interface.
+
+Behind it busybox asks the terminal for the cursor's position (ESC [ 6 n) unless input is waiting.
+"""
 
 KERNEL_PACKAGES: Final = {"cloud": "linux-image-cloud-amd64", "full": "linux-image-amd64"}
 MODULES: Final = ("xen-blkfront", "xen-netfront")
