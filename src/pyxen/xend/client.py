@@ -16,6 +16,7 @@ from pyxen.paths import Paths, connect_unix, find_paths
 
 API_VERSION = 1
 PROGRESS_SECONDS = 1.0
+RECEIVE_BYTES = 65536
 
 
 class Client:
@@ -24,7 +25,7 @@ class Client:
     def __init__(self, sock: socket.socket, paths: Paths) -> None:
         self.paths = paths
         self._sock = sock
-        self._lines = sock.makefile("rb")
+        self._received = b""
         self._last_id = 0
 
     @classmethod
@@ -47,9 +48,16 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        """For select. What was received already is not seen by it: see `has_message`."""
+        return self._sock.fileno()
+
+    def has_message(self) -> bool:
+        """Whether `messages` has the next one without waiting."""
+        return b"\n" in self._received
+
     def close(self) -> None:
         """Leave; what was asked for and is not done is cancelled."""
-        self._lines.close()
         self._sock.close()
 
     def send(self, op: str, **params: object) -> int:
@@ -65,13 +73,18 @@ class Client:
     def messages(self) -> Iterator[dict[str, Any]]:
         """Answers and events as they come. UserError when xend goes away."""
         while True:
+            line, end, rest = self._received.partition(b"\n")
+            if end:
+                self._received = rest
+                yield json.loads(line)
+                continue
             try:
-                line = self._lines.readline()
+                data = self._sock.recv(RECEIVE_BYTES)
             except OSError as error:
                 raise _lost() from error
-            if not line:
+            if not data:
                 raise _lost()
-            yield json.loads(line)
+            self._received += data
 
     def call(self, op: str, *, waiting: Callable[[], None] | None = None, **params: object) -> Any:
         """Do one operation and return its result. UserError as xend reports it.

@@ -1,0 +1,1 @@
+"""xl: the command line. One module for each family of commands."""
