@@ -26,8 +26,10 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Final
 
+from pyxen.types import U64
+
 _DIGITS: Final = b"".join(b"%d\0" % digit for digit in range(10))
-_MIN_SYMBOLS: Final = 64
+_MIN_SYMBOLS: Final = 4 * 256  # fewer would match by accident
 _MAX_SYMBOLS: Final = 1 << 21
 _TABLES_BYTES: Final = 32 << 20
 _LONGEST_NAME: Final = 512
@@ -87,7 +89,7 @@ def _tables_around(image: bytes, digits_at: int) -> Kallsyms | None:
         return None
     tokens_at, tokens, index_end = table
     after = _aligned(index_end)
-    for count_at, count in chain(_counts_behind_base(image, tokens_at), _count(image, tokens_at)):
+    for count_at, count in chain(_counts(image, tokens_at), _counts_behind_base(image, tokens_at)):
         marks = _walk_names(image, count_at + 8, count, tokens_at)
         if marks is None:
             continue
@@ -130,7 +132,7 @@ def _counts_behind_base(image: bytes, tokens_at: int) -> Iterator[tuple[int, int
         at = image.rfind(_BASE_TAIL, lowest, at + len(_BASE_TAIL) - 1)
 
 
-def _count(image: bytes, tokens_at: int) -> Iterator[tuple[int, int]]:
+def _counts(image: bytes, tokens_at: int) -> Iterator[tuple[int, int]]:
     """Since Linux 6.4: the same, found through the markers right before token_table.
 
     They are rising numbers, the first is 0, and there may be padding behind the last.
@@ -195,9 +197,9 @@ def _addresses(image: bytes, offsets_at: int, base_at: int, count: int) -> array
         return None
     offsets = struct.unpack_from(f"<{count}i", image, offsets_at)
     if min(offsets) < 0:
-        found = array("Q", (n if n >= 0 else base - 1 - n for n in offsets))
+        found = array("Q", (n if n >= 0 else (base - 1 - n) & U64 for n in offsets))
     else:
-        found = array("Q", (base + n for n in offsets))
+        found = array("Q", ((base + n) & U64 for n in offsets))
     in_order = all(a <= b for a, b in pairwise(found))
     return found if in_order else None
 

@@ -10,7 +10,6 @@ format's own description.
 from __future__ import annotations
 
 import bz2
-import io
 import lzma
 import struct
 import zlib
@@ -26,6 +25,7 @@ MAX_KERNEL_BYTES: Final = 512 << 20
 
 _LZMA_MEMORY_BYTES: Final = 256 << 20
 _ZSTD_WINDOW_BYTES: Final = 128 << 20
+_ZSTD_STEP_BYTES: Final = 1024  # at most 256 blocks of 128 KiB
 _LZ4_BLOCK_BYTES: Final = 8 << 20
 _LZ4_MAGIC: Final = b"\x02\x21\x4c\x18"
 
@@ -95,21 +95,24 @@ def _lz4_legacy(data: memoryview, limit: int) -> bytes:
 
 
 def _zstd(data: memoryview, limit: int) -> bytes:
+    """One frame. It is fed in small steps, because a step's output cannot be bounded otherwise."""
     import zstandard
 
+    stream = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
     pieces: list[bytes] = []
     total = 0
-    unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     try:
-        with unpacker.stream_reader(io.BytesIO(data)) as stream:
-            while piece := stream.read(1 << 20):
-                total += len(piece)
-                if total > limit:
-                    raise _TooLarge
-                pieces.append(piece)
+        for at in range(0, len(data), _ZSTD_STEP_BYTES):
+            piece = stream.decompress(data[at : at + _ZSTD_STEP_BYTES])
+            total += len(piece)
+            if total > limit:
+                raise _TooLarge
+            pieces.append(piece)
+            if stream.eof:
+                return b"".join(pieces)
     except zstandard.ZstdError as e:
         raise _Broken(str(e)) from None
-    return b"".join(pieces)
+    raise _Broken("ends in the middle")
 
 
 def _lzo(data: memoryview, limit: int) -> bytes:
