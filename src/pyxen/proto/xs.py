@@ -227,7 +227,7 @@ def split_strings(payload: bytes) -> list[str]:
 
 
 def _only_string(payload: bytes) -> str:
-    if payload.find(b"\0") != len(payload) - 1:
+    if not payload or payload.find(b"\0") != len(payload) - 1:
         raise XenError(E.INVAL, "one string expected")
     return payload[:-1].decode("latin-1")
 

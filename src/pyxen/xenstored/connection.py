@@ -151,7 +151,7 @@ class Connection:
     # --- nodes ---
 
     def _path(self, path: str) -> str:
-        if not path.startswith("/"):
+        if not path.startswith(("/", "@")):
             path = f"{self._base}/{path}"
         xs.check_path(path, self._store.quotas.path_max)
         return path

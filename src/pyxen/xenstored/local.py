@@ -24,7 +24,7 @@ class _Nodes:
         raise NotImplementedError
 
     def _path(self, path: str) -> str:
-        if not path.startswith("/"):
+        if not path.startswith(("/", "@")):
             path = f"{xs.domain_path(0)}/{path}"
         xs.check_path(path, self._xenstore.quotas.path_max)
         return path
