@@ -6,6 +6,7 @@ and nothing needs root.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from dataclasses import dataclass
@@ -107,13 +108,10 @@ def _write(
     )
     try:
         image.config.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(kernel, image.kernel)
+        with contextlib.suppress(shutil.SameFileError):  # the user's kernel lies there already
+            shutil.copyfile(kernel, image.kernel)
         image.ramdisk.write_bytes(archive)
         image.config.write_text(config)
-    except shutil.SameFileError:
-        raise UserError(
-            f"{kernel} is where the demo's kernel would be written", "choose another directory"
-        ) from None
     except OSError as e:
         raise UserError(f"{e.filename}: {e.strerror}") from None
 
