@@ -40,9 +40,15 @@ _EPOCHS = 1 << 12
 _INITIAL_NODES = {
     "/@introduceDomain": b"",
     "/@releaseDomain": b"",
-    "/tool": b"",
     "/tool/xenstored": b"pyxen",
 }
+
+
+def _packed(view: View) -> bytes:
+    """A view's edits as records, in the order in which they are applied."""
+    parts = [pack_removed(path) for path in view.removed]
+    parts += [pack_put(path, value, perms) for path, (value, perms) in view.written.items()]
+    return b"".join(parts)
 
 
 class Domain:
@@ -109,7 +115,7 @@ class Xenstore:
         view = self.store.view()
         view.put("/", b"", DOM0_ONLY, view.root)
         for path, value in _INITIAL_NODES.items():
-            view.put(path, value, DOM0_ONLY, None)
+            view.create("/", tree.split(path), value, DOM0_ONLY)
         self.store.commit(view, DOM0)
 
     def close(self) -> None:
@@ -124,11 +130,8 @@ class Xenstore:
         self._append(b"".join(map(pack, records)))
 
     def _persist(self, view: View) -> None:
-        if self._journal is None:
-            return
-        parts = [pack_removed(path) for path in view.removed]
-        parts += [pack_put(path, value, perms) for path, (value, perms) in view.written.items()]
-        self._append(b"".join(parts))
+        if self._journal is not None:
+            self._append(_packed(view))
 
     def _append(self, batch: bytes) -> None:
         if self._journal is None:
@@ -221,16 +224,21 @@ class Xenstore:
         domain = self._domain(domid)
         view = self.store.view()
         operations.forget_domain(view, domid)
-        # Two batches: between them the domain is still there, and its release can be repeated.
-        self.store.commit(view, DOM0)
-        self.record(Released(domid))
-        # COMMIT
-        del self.domains[domid]
+        # Watches go before the events of its nodes' removal: it is not told of its own end.
+        self.store.commit(
+            view,
+            DOM0,
+            lambda v: self._append(_packed(v) + pack(Released(domid))),
+            lambda: self._drop(domain),
+        )
+        self._fire_special("@releaseDomain", domid)
+
+    def _drop(self, domain: Domain) -> None:
+        del self.domains[domain.domid]
         domain.connection.close()
         for other in self.domains.values():
-            if other.connection.caller.target == domid:
+            if other.connection.caller.target == domain.domid:
                 other.connection.caller = Caller(other.domid)
-        self._fire_special("@releaseDomain", domid)
 
     def release_from_wire(self, domid: int) -> None:
         """RELEASE by a client."""

@@ -188,10 +188,7 @@ def _create(view: View, caller: Caller, path: str, value: bytes, limits: Limits)
     limits.check_size(caller, len(value), entries, 0)
     perms = inherited(caller, parent.perms)
     # COMMIT
-    for name in names[:-1]:
-        above = child_path(above, name)
-        view.put(above, b"", perms, None)
-    view.put(path, value, perms, None)
+    view.create(above, names, value, perms)
     view.changed(path, (perms, perms if len(names) > 1 else parent.perms))
 
 

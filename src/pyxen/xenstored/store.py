@@ -60,21 +60,29 @@ class Store:
         limit = None if caller.privileged else self.quotas.transaction_nodes
         return Transaction(self.root, self.generation, limit, doomed)
 
-    def commit(self, view: View, caller: Caller) -> None:
+    def commit(
+        self,
+        view: View,
+        caller: Caller,
+        persist: Callable[[View], None] | None = None,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make a view visible.
 
+        Args:   persist: instead of the store's own.
+                done: called when the view is live and before its events are published.
         Raises: XenError(EAGAIN) if it conflicts with what became visible since its start,
                 XenError(ENOSPC) if the caller's nodes exceed its quota by now,
                 and what `persist` raises.
         """
         if isinstance(view, Transaction):
             view.check_commit(self.root)
-        if view.root is view.base:
+        if view.root is view.base and persist is None:
             return
         if view.created:
             self.limits.check_count(view, caller, 0)
         root = view.root if self.root is view.base else view.apply(self.root)
-        self._persist(view)
+        (persist or self._persist)(view)
         # COMMIT
         self.root = root
         for domid, change in view.owned.items():
@@ -83,6 +91,7 @@ class Store:
                 self.owned[domid] = left
             else:
                 self.owned.pop(domid, None)
+        done()
         self._publish(view.events.values())
 
     def special_perms(self, name: str) -> Perms:

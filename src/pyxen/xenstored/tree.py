@@ -101,6 +101,23 @@ def put(root: Node, path: str, value: bytes, perms: Perms, generation: int) -> N
     return spine[0]
 
 
+def put_chain(
+    root: Node, above: str, names: list[str], value: bytes, perms: Perms, generation: int
+) -> Node:
+    """The tree with new nodes, each the child of the one before, below the existing `above`.
+
+    The last has the value, the others are empty. One copy of the way down serves them all: a guest
+    could otherwise buy quadratic work with one request for a deep path.
+    """
+    spine = _spine(root, [*split(above), names[0]])
+    node = spine[-1]
+    for name in names[:-1]:
+        put_child(node, name, b"", perms, generation)
+        node = node.children[name]
+    put_child(node, names[-1], value, perms, generation)
+    return spine[0]
+
+
 def put_child(parent: Node, name: str, value: bytes, perms: Perms, generation: int) -> None:
     """Set a child of a node that nobody else sees yet (a copy, or a tree being loaded)."""
     old = parent.children.get(name)

@@ -57,16 +57,25 @@ class View:
 
     # Edits. The caller has checked them; they cannot fail.
 
-    def put(self, path: str, value: bytes, perms: Perms, old: Node | None) -> None:
-        """Set a node, whose parent exists; `old` is what was there."""
+    def put(self, path: str, value: bytes, perms: Perms, old: Node) -> None:
+        """Change an existing node; `old` is what it was."""
         self.root = tree.put(self.root, path, value, perms, self._generation())
         self.written[path] = (value, perms)
-        if old is None:
-            self.created = True
-            self._count(perms[0].domid, 1)
-        elif old.perms[0].domid != perms[0].domid:
+        if old.perms[0].domid != perms[0].domid:
             self._count(old.perms[0].domid, -1)
             self._count(perms[0].domid, 1)
+
+    def create(self, above: str, names: list[str], value: bytes, perms: Perms) -> None:
+        """Add new nodes, each below the one before, under an existing one; the last has the value,
+        the others are empty.
+        """
+        self.root = tree.put_chain(self.root, above, names, value, perms, self._generation())
+        for name in names:
+            above = tree.child_path(above, name)
+            self.written[above] = (b"", perms)
+        self.written[above] = (value, perms)
+        self.created = True
+        self._count(perms[0].domid, len(names))
 
     def remove(self, path: str) -> None:
         """Remove an existing node other than the root, and what is below it."""
