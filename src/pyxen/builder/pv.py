@@ -34,12 +34,17 @@ _MAGIC: Final = b"xen-3.0-x86_64"
 
 @dataclass(frozen=True, slots=True)
 class PvOptions:
-    """What the caller decides: the frame and ports that the hypervisor made for this domain."""
+    """What the caller decides: the frame and ports that the hypervisor made for this domain.
+
+    flags: SIF_* for start_info.
+    pages: how many the guest begins with, if fewer than the machine memory has (`maxmem=`).
+    """
 
     shared_info_mfn: Mfn
     store_port: Port
     console_port: Port
     flags: int = SIF_VIRT_P2M_4TOOLS
+    pages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +82,15 @@ def build(
     """
     ramdisk_bytes = len(ramdisk) if ramdisk is not None else 0
     command = _encode_command_line(cmdline)
-    layout = plan(kernel, memory.guest_pages, ramdisk_bytes)
+    pages = memory.guest_pages if options.pages is None else options.pages
+    layout = plan(kernel, pages, ramdisk_bytes)
     # COMMIT
     _load_kernel(memory, kernel)
     if ramdisk is not None and ramdisk_bytes:
         memory.write(maddr_of(layout.ramdisk.first_pfn), memoryview(ramdisk))
-    _write_p2m(memory, layout)
+    _write_p2m(memory, layout, pages)
     _write_page_tables(memory, kernel, layout)
-    info = _start_info(kernel, layout, memory.guest_pages, ramdisk_bytes, command, options)
+    info = _start_info(kernel, layout, pages, ramdisk_bytes, command, options)
     memory.write(maddr_of(layout.start_info.first_pfn), info)
     tables = {**layout.initial_tables, **layout.p2m_tables}
     return BuiltDomain(
@@ -129,9 +135,8 @@ def _load_kernel(memory: MachineMemory, kernel: KernelImage) -> None:
         memory.write(maddr_of(pfn), hypercall_page())
 
 
-def _write_p2m(memory: MachineMemory, layout: PvLayout) -> None:
+def _write_p2m(memory: MachineMemory, layout: PvLayout, count: int) -> None:
     at = maddr_of(layout.p2m.first_pfn) >> 3
-    count = memory.guest_pages
     memory.words[at : at + count] = memoryview(array("Q", range(XEN_PAGES, XEN_PAGES + count)))
 
 

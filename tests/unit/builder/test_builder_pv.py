@@ -265,6 +265,15 @@ def test_a_kernel_that_claims_an_absurd_size() -> None:
         build(memory, kernel, None, "", OPTIONS)
 
 
+def test_a_guest_that_begins_with_less_than_its_maximum() -> None:
+    options = PvOptions(Mfn(0x20), Port(1), Port(2), pages=PAGES // 2)
+    with machine() as memory:
+        view = View(memory, build(memory, kernel_with(), RAMDISK, "", options))
+        assert view.start_info.nr_pages == PAGES // 2
+        assert view.mapped(0x80_0000_0000 + PAGES * 4 - 8)
+        assert not view.mapped(0x80_0000_0000 + PAGES * 4)
+
+
 def test_the_command_line_limit() -> None:
     with machine() as memory:
         view = View(memory, build(memory, kernel_with(), None, "a" * 1023, OPTIONS))
