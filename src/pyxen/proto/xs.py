@@ -1,229 +1,88 @@
-"""Xenstore's wire protocol without I/O: framing, typed requests, replies and events.
+"""Xenstore's requests, typed: what a payload asks for, and the payload that asks for it.
 
-Source: public/io/xs_wire.h (header, limits, message types, error names) and docs/misc/xenstore.txt
-(payloads). A message is a header of four little-endian 32-bit words (type, req_id, tx_id, len)
-followed by `len` bytes of payload.
-
-Two kinds of error are kept apart. `ProtocolError` means that the byte stream cannot be understood
-any more: the connection is lost. `XenError` means that one request is malformed: it is answered
-with an ERROR message and the connection goes on.
-
-Strings are decoded as latin-1, so that every byte survives a round trip; which paths are valid is
-decided by `check_path`, not by the decoder.
+Source: docs/misc/xenstore.txt. A malformed payload raises XenError, which is answered with an ERROR
+message; the connection goes on. The names of `xs_wire` are available here too.
 """
 
 import re
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import ClassVar, TypeAlias
 
 from pyxen.abi.errno import E
 from pyxen.errors import XenError
+from pyxen.proto.xs_wire import (
+    HEADER,
+    WIRE_ERRORS,
+    XENSTORE_ABS_PATH_MAX,
+    XENSTORE_PAYLOAD_MAX,
+    XENSTORE_REL_PATH_MAX,
+    LocalProtocolError,
+    Message,
+    MessageStream,
+    Op,
+    ProtocolError,
+    RemoteProtocolError,
+    check_path,
+    domain_path,
+    pack_strings,
+    reply_payload,
+    split_strings,
+    watch_event,
+)
 from pyxen.types import U32
 
-XENSTORE_PAYLOAD_MAX = 4096
-XENSTORE_ABS_PATH_MAX = 3072
-XENSTORE_REL_PATH_MAX = 2048
-HEADER = struct.Struct("<IIII")
+__all__ = [
+    "DOMID_FIRST_RESERVED",
+    "DOMID_SELF",
+    "HEADER",
+    "WIRE_ERRORS",
+    "XENSTORE_ABS_PATH_MAX",
+    "XENSTORE_PAYLOAD_MAX",
+    "XENSTORE_REL_PATH_MAX",
+    "Control",
+    "Directory",
+    "DirectoryPart",
+    "DomainRequest",
+    "GetDomainPath",
+    "GetPerms",
+    "Introduce",
+    "IsDomainIntroduced",
+    "LocalProtocolError",
+    "Message",
+    "MessageStream",
+    "Mkdir",
+    "Op",
+    "PathRequest",
+    "ProtocolError",
+    "Read",
+    "Release",
+    "RemoteProtocolError",
+    "Request",
+    "ResetWatches",
+    "Resume",
+    "Rm",
+    "SetPerms",
+    "SetTarget",
+    "TransactionEnd",
+    "TransactionStart",
+    "Unwatch",
+    "Watch",
+    "Write",
+    "check_path",
+    "domain_path",
+    "parse_request",
+    "reply_payload",
+    "request_message",
+    "split_strings",
+    "watch_event",
+]
 
 DOMID_FIRST_RESERVED = 0x7FF0
 DOMID_SELF = 0x7FF0
 
 
-class Op(IntEnum):
-    """enum xsd_sockmsg_type."""
-
-    CONTROL = 0
-    DIRECTORY = 1
-    READ = 2
-    GET_PERMS = 3
-    WATCH = 4
-    UNWATCH = 5
-    TRANSACTION_START = 6
-    TRANSACTION_END = 7
-    INTRODUCE = 8
-    RELEASE = 9
-    GET_DOMAIN_PATH = 10
-    WRITE = 11
-    MKDIR = 12
-    RM = 13
-    SET_PERMS = 14
-    WATCH_EVENT = 15
-    ERROR = 16
-    IS_DOMAIN_INTRODUCED = 17
-    RESUME = 18
-    SET_TARGET = 19
-    RESET_WATCHES = 21
-    DIRECTORY_PART = 22
-
-
-WIRE_ERRORS = frozenset(
-    {
-        E.INVAL,
-        E.ACCES,
-        E.EXIST,
-        E.ISDIR,
-        E.NOENT,
-        E.NOMEM,
-        E.NOSPC,
-        E.IO,
-        E.NOTEMPTY,
-        E.NOSYS,
-        E.ROFS,
-        E.BUSY,
-        E.AGAIN,
-        E.ISCONN,
-        E.TOO_BIG,
-        E.PERM,
-    }
-)
-"""The errors that clients know by name (xsd_errors); any other is sent as EINVAL."""
-
-_ERROR_BY_NAME = {errno.cname: errno for errno in WIRE_ERRORS}
-
-
-class ProtocolError(Exception):
-    """The stream of messages cannot go on."""
-
-
-class LocalProtocolError(ProtocolError):
-    """We tried to send what the protocol forbids."""
-
-
-class RemoteProtocolError(ProtocolError):
-    """The peer sent what the protocol forbids; its connection has to be dropped."""
-
-
-# --- framing ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message. `op` is a plain int: a peer may send a type that we don't know."""
-
-    op: int
-    req_id: int = 0
-    tx_id: int = 0
-    payload: bytes = b""
-
-    def pack(self) -> bytes:
-        """The message as sent. Raises LocalProtocolError for a payload over 4096 bytes."""
-        size = len(self.payload)
-        if size > XENSTORE_PAYLOAD_MAX:
-            raise LocalProtocolError(f"payload of {size} bytes, the limit is 4096")
-        return HEADER.pack(self.op, self.req_id, self.tx_id, size) + self.payload
-
-    def reply(self, payload: bytes) -> bytes:
-        """The packed answer to this request; one that is too long becomes E2BIG, as in Xen."""
-        if len(payload) > XENSTORE_PAYLOAD_MAX:
-            return self.error(E.TOO_BIG)
-        return HEADER.pack(self.op, self.req_id, self.tx_id, len(payload)) + payload
-
-    def acknowledge(self) -> bytes:
-        """The packed answer to a request that has nothing to tell."""
-        return self.reply(b"OK\0")
-
-    def error(self, errno: E) -> bytes:
-        """The packed ERROR answer to this request."""
-        name = errno if errno in WIRE_ERRORS else E.INVAL
-        payload = name.cname.encode() + b"\0"
-        return HEADER.pack(Op.ERROR, self.req_id, self.tx_id, len(payload)) + payload
-
-
-def watch_event(path: str, token: str) -> bytes | None:
-    """A packed WATCH_EVENT, or None where it would be too long (such events are never sent)."""
-    payload = _strings(path, token)
-    if len(payload) > XENSTORE_PAYLOAD_MAX:
-        return None
-    return HEADER.pack(Op.WATCH_EVENT, 0, 0, len(payload)) + payload
-
-
-class MessageStream:
-    """Turns a stream of bytes, in pieces of any size, into messages."""
-
-    __slots__ = ("_buffer", "_next")
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._next = 0
-
-    def feed(self, data: bytes) -> None:
-        """Add bytes that arrived."""
-        if self._next:
-            del self._buffer[: self._next]
-            self._next = 0
-        self._buffer += data
-
-    def next_message(self) -> Message | None:
-        """The next whole message, or None until more bytes arrive.
-
-        Raises: RemoteProtocolError if the announced payload is over the limit. The stream stays
-                broken: every further call raises again.
-        """
-        start = self._next
-        available = len(self._buffer) - start
-        if available < HEADER.size:
-            return None
-        op, req_id, tx_id, size = HEADER.unpack_from(self._buffer, start)
-        if size > XENSTORE_PAYLOAD_MAX:
-            raise RemoteProtocolError(f"payload of {size} bytes announced, the limit is 4096")
-        end = start + HEADER.size + size
-        if available < end - start:
-            return None
-        self._next = end
-        return Message(op, req_id, tx_id, bytes(self._buffer[start + HEADER.size : end]))
-
-    def __iter__(self) -> Iterator[Message]:
-        while (message := self.next_message()) is not None:
-            yield message
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether the stream ends in the middle of a message."""
-        return len(self._buffer) > self._next
-
-
-# --- paths --------------------------------------------------------------------------------------
-
-_PATH = re.compile(r"/(?:[A-Za-z0-9_@-]+(?:/[A-Za-z0-9_@-]+)*)?")
-_DOMAIN_PREFIX = re.compile(r"/local/domain/[0-9]{1,5}/")
-
-
-def domain_path(domid: int) -> str:
-    """A domain's home, to which its relative paths refer."""
-    return f"/local/domain/{domid}"
-
-
-def check_path(path: str, longest: int = XENSTORE_REL_PATH_MAX) -> None:
-    """Accept an absolute path of a node.
-
-    `longest` counts from the root, or for a path below /local/domain/<n>/ from there on.
-    Raises: XenError(EINVAL).
-    """
-    size = len(path)
-    if size > longest:
-        prefix = _DOMAIN_PREFIX.match(path)
-        if prefix is None or size > longest + prefix.end():
-            raise XenError(E.INVAL, "path too long")
-    if _PATH.fullmatch(path) is None:
-        raise XenError(E.INVAL, "not a path")
-
-
 # --- payloads -----------------------------------------------------------------------------------
-
-
-def _strings(*strings: str) -> bytes:
-    try:
-        return b"".join(s.encode("latin-1") + b"\0" for s in strings)
-    except UnicodeEncodeError as error:
-        raise LocalProtocolError(f"not representable: {error.object!r}") from None
-
-
-def split_strings(payload: bytes) -> list[str]:
-    """The nul-terminated strings of a payload; bytes after the last nul are ignored, as in Xen."""
-    return payload.decode("latin-1").split("\0")[:-1]
 
 
 def _only_string(payload: bytes) -> str:
@@ -257,7 +116,7 @@ class PathRequest:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(self.path)
+        return pack_strings(self.path)
 
 
 class Directory(PathRequest):
@@ -304,7 +163,7 @@ class DomainRequest:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(str(self.domid))
+        return pack_strings(str(self.domid))
 
 
 class Release(DomainRequest):
@@ -345,7 +204,7 @@ class DirectoryPart:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(self.path, str(self.offset))
+        return pack_strings(self.path, str(self.offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +217,7 @@ class Write:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(self.path) + self.value
+        return pack_strings(self.path) + self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +230,7 @@ class SetPerms:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(self.path, *self.perms)
+        return pack_strings(self.path, *self.perms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +245,7 @@ class Watch:
     def payload(self) -> bytes:
         """The payload as sent."""
         limit = () if self.depth is None else (str(self.depth),)
-        return _strings(self.path, self.token, *limit)
+        return pack_strings(self.path, self.token, *limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +258,7 @@ class Unwatch:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(self.path, self.token)
+        return pack_strings(self.path, self.token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,7 +306,7 @@ class Introduce:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(str(self.domid), str(self.gfn), str(self.port))
+        return pack_strings(str(self.domid), str(self.gfn), str(self.port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +319,7 @@ class SetTarget:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(str(self.domid), str(self.target))
+        return pack_strings(str(self.domid), str(self.target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,7 +331,7 @@ class Control:
 
     def payload(self) -> bytes:
         """The payload as sent."""
-        return _strings(*self.arguments)
+        return pack_strings(*self.arguments)
 
 
 Request: TypeAlias = (
@@ -603,11 +462,3 @@ def parse_request(message: Message) -> Request:
 def request_message(request: Request, req_id: int, tx_id: int = 0) -> Message:
     """The message by which a client asks."""
     return Message(request.OP, req_id, tx_id, request.payload())
-
-
-def reply_payload(reply: Message) -> bytes:
-    """The payload of an answer. Raises XenError with the error that an ERROR message names."""
-    if reply.op != Op.ERROR:
-        return reply.payload
-    name = reply.payload.rstrip(b"\0").decode("latin-1")
-    raise XenError(_ERROR_BY_NAME.get(name, E.INVAL), name)

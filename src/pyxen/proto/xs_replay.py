@@ -8,7 +8,7 @@ answers EAGAIN at its end, and a re-attached guest that watches twice is told OK
 
 from collections import deque
 
-from pyxen.proto.xs import Message, MessageStream, Op
+from pyxen.proto.xs_wire import Message, MessageStream, Op
 
 
 class UnansweredRequests:
