@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyxen.config.record import Bitmap
 from pyxen.errors import UserError
 
-_RANGE = re.compile(r"\s*(\d{1,19})(?:-\s*(\d{1,19}))?")
+_RANGE = re.compile(r"\s*(\d{1,20})(?:-\s*(\d{1,20}))?")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _pci(cfg: DomainConfig, s: Settings) -> None:
 
 def _sound(cfg: DomainConfig, s: Settings) -> None:
     for index, items in enumerate(s.lists("vsnd") or []):
-        card = s.guard("vsnd", lambda i=items, n=index: parse_vsnd(i, n))
+        card = s.guard("vsnd", parse_vsnd, items, index)
         if card is not None:
             cfg.vsnds.append(card)
 

@@ -7,7 +7,6 @@ strings "True" and "False", four spaces a level, and an empty line inside an emp
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
-from functools import cache
 from typing import cast
 
 from pyxen.config.domain_config import DomainConfig
@@ -34,7 +33,8 @@ def to_plain(record: Record) -> dict[str, Plain]:
     """Return a record as the dictionaries, lists and scalars of its JSON."""
     plain: dict[str, Plain] = {}
     always = getattr(record, "always", ())
-    for name, default, metadata in _layout(type(record)):
+    kind = type(record)
+    for name, default, metadata in _LAYOUTS.get(kind) or _layout(kind):
         value = getattr(record, name)
         if metadata.get("printed") is False:
             continue
@@ -54,9 +54,15 @@ def to_plain(record: Record) -> dict[str, Plain]:
     return plain
 
 
-@cache
-def _layout(kind: type[Record]) -> tuple[tuple[str, object, dict[str, object]], ...]:
-    return tuple((f.name, _default(f), dict(f.metadata)) for f in fields(kind))
+Layout = tuple[tuple[str, object, dict[str, object]], ...]
+"""The fields of a record in order: name, default, metadata."""
+
+_LAYOUTS: dict[type[Record], Layout] = {}
+
+
+def _layout(kind: type[Record]) -> Layout:
+    _LAYOUTS[kind] = tuple((f.name, _default(f), dict(f.metadata)) for f in fields(kind))
+    return _LAYOUTS[kind]
 
 
 def _default(f: Field[object]) -> object:

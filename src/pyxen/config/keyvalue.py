@@ -1,6 +1,7 @@
 """Device specifications of the form "key=value,key=value,flag", described by tables."""
 
 from collections.abc import Callable, Iterator, Mapping
+from os import urandom
 from typing import NamedTuple
 
 from pyxen.config.number import leading, whole
@@ -123,3 +124,11 @@ def uuid(value: str) -> str:
     if any(c not in "0123456789abcdefABCDEF" for c in "".join(groups)):
         raise ValueError("a UUID, whose digits are hexadecimal")
     return value.lower()
+
+
+def random_uuid() -> str:
+    """Return a fresh UUID of version 4 (RFC 9562). The uuid module would cost 2 ms of import."""
+    number = int.from_bytes(urandom(16), "big")
+    number = number & ~(0xF << 76) & ~(0x3 << 62) | 0x4 << 76 | 0x2 << 62
+    digits = f"{number:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

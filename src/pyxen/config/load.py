@@ -5,11 +5,11 @@ together is done by the steps.
 """
 
 from collections.abc import Sequence
-from uuid import uuid4
 
 from pyxen.config import boot, device_lists, hvm, resources
 from pyxen.config.cpus import Host
 from pyxen.config.domain_config import DomainConfig, HvmInfo, PvhInfo, PvInfo
+from pyxen.config.keyvalue import random_uuid
 from pyxen.config.keyvalue import uuid as parse_uuid
 from pyxen.config.number import LONG_MAX
 from pyxen.config.parser import RawConfig, parse_file, parse_into
@@ -17,7 +17,6 @@ from pyxen.config.record import Record, choose
 from pyxen.config.report import ConfigWarning, Report, nearest
 from pyxen.config.schema import ACTIONS, KEYS, LATER_KEYS, OLD_KEYS, Key, Kind
 from pyxen.config.settings import Settings
-from pyxen.errors import UserError
 
 U32 = (1 << 32) - 1
 
@@ -77,7 +76,7 @@ def _identity(cfg: DomainConfig, s: Settings) -> None:
         s.refuse("name", "the domain has no name", 'add a line such as name = "demo"')
     text = s.string("uuid")
     try:
-        cfg.c_info.uuid = str(uuid4()) if text is None else parse_uuid(text)
+        cfg.c_info.uuid = random_uuid() if text is None else parse_uuid(text)
     except ValueError as error:
         s.refuse("uuid", f"uuid: {text!r} must be {error}", "leave it out for a random one")
     init, label = s.string("init_seclabel"), s.string("seclabel")
@@ -165,26 +164,3 @@ def _choice(key: Key, s: Settings) -> str | None:
         message = f"{key.name}: there is no {text!r}{nearest(text, key.choices)}"
         s.refuse(key.name, message, f"use {', '.join(key.choices)}", key.exit_code)
     return chosen
-
-
-def unsupported(cfg: DomainConfig) -> list[str]:
-    """Return what this build of pyxen cannot honour: one line for each setting, with the reason.
-
-    A setting that asks for nothing (0, an empty string or list) or means nothing for the guest's
-    type is not named.
-    """
-    lines = []
-    if cfg.type != "pv":
-        lines.append(f"type: {cfg.type} guests cannot be run yet, only pv")
-    for name, setting in (cfg.raw.settings if cfg.raw else {}).items():
-        key = KEYS.get(name)
-        if key is None or not key.unsupported or cfg.type not in key.guests.value:
-            continue
-        value = setting.value
-        asked = value.items if not hasattr(value, "text") else value.text not in ("", "0")
-        if asked:
-            lines.append(f"{name}: {key.unsupported}")
-    return lines
-
-
-__all__ = ["UserError", "interpret", "load_domain_config", "unsupported"]

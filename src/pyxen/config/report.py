@@ -17,14 +17,14 @@ class Place(NamedTuple):
 
 
 class ConfigWarning(NamedTuple):
-    """Something accepted that the author probably did not mean. Print it as `str(warning)`."""
+    """Something accepted that the author probably did not mean; `str()` has place and text."""
 
     place: Place | None
     message: str
 
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""
-        return f"{where}warning: {self.message}"
+        return where + self.message
 
 
 class Report:

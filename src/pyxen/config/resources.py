@@ -47,7 +47,7 @@ def _vnuma(cfg: DomainConfig, s: Settings, host: Host) -> None:
     rows = s.lists("vnuma")
     if not rows:
         return
-    nodes = s.guard("vnuma", lambda: parse_vnuma(rows, host, lambda m: s.warn("vnuma", m)))
+    nodes = s.guard("vnuma", parse_vnuma, rows, host, lambda message: s.warn("vnuma", message))
     if not nodes:
         return
     b_info = cfg.b_info
@@ -90,7 +90,7 @@ def _affinity(cfg: DomainConfig, s: Settings, name: str, host: Host) -> list[Bit
         specs = [s.string(name) or ""]
         if name == "cpus_soft":
             cfg.b_info.numa_placement = False
-    maps = [s.guard(name, lambda t=text: _cpu_set(s, name, t, host)) or [] for text in specs]
+    maps = [s.guard(name, _cpu_set, s, name, text, host) or [] for text in specs]
     return maps if s.is_list(name) else maps * cfg.max_vcpus
 
 

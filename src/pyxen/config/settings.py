@@ -5,13 +5,14 @@ default memory. What a sensible range is, the schema says.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from pyxen.config.number import LONG_MAX, LONG_MIN, strtol
 from pyxen.config.parser import Atom, ListValue, RawConfig, Setting
 from pyxen.config.report import Place, Report
 from pyxen.errors import UserError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -32,16 +33,21 @@ class Settings:
         self.report.warn(self.place(name), message)
 
     def refuse(self, name: str, message: str, hint: str = "", exit_code: int = 1) -> None:
-        """Report a setting that makes the configuration unusable."""
-        self.report.refuse(self.place(name), UserError(message, hint, exit_code))
+        """Report a setting, or the want of it, that makes the configuration unusable."""
+        place = self.place(name)
+        if place is None:
+            message = f"{self.raw.filename}: {message}"
+        self.report.refuse(place, UserError(message, hint, exit_code))
 
-    def guard(self, name: str, read: Callable[[], T]) -> T | None:
-        """Return `read()`, or None with its UserError reported at the setting's place."""
-        return self._guard(self.place(name), read)
+    def guard(self, name: str, read: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T | None:
+        """Return `read(…)`, or None with its UserError reported at the setting's place."""
+        return self._guard(self.place(name), read, *args, **kw)
 
-    def _guard(self, place: Place | None, read: Callable[[], T]) -> T | None:
+    def _guard(
+        self, place: Place | None, read: Callable[P, T], *args: P.args, **kw: P.kwargs
+    ) -> T | None:
         try:
-            return read()
+            return read(*args, **kw)
         except UserError as error:
             self.report.refuse(place, error)
             return None
@@ -153,7 +159,7 @@ class Settings:
         """
         results = []
         for index, atom in enumerate(self.atoms(name) or []):
-            result = self._guard(atom.place, lambda a=atom, i=index: read(a.text, i, self._at(a)))
+            result = self._guard(atom.place, read, atom.text, index, self._at(atom))
             if result is not None:
                 results.append(result)
         return results
