@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,8 +19,6 @@ from pyxen.memory.frames import FrameTable
 from pyxen.memory.guest import GuestSpace
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.types import PAGE_SHIFT, DomId, Port, VcpuId
-
-LOG_LINES = 512
 
 
 class ShutdownReason(IntEnum):
@@ -74,8 +71,8 @@ class Domain:
         self.shutdown_code = ShutdownReason.POWEROFF
         self.watchdogs: dict[int, int] = {}
         self.yielded = False
-        self.console_line = b""
-        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.timers_changed = False
+        self.last_words = b""
         self.on_shutdown: Callable[[ShutdownReason], None] = lambda reason: None
         self.on_log: Callable[[str], None] = lambda line: None
         self.current: Vcpu = self._add_vcpus(spec.max_vcpus)
@@ -143,7 +140,6 @@ class Domain:
 
     def print(self, text: str) -> None:
         """A line of the hypervisor's log about this domain (xl dmesg)."""
-        self.log.append(text)
         self.on_log(text)
 
     @property

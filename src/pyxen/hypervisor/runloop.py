@@ -61,7 +61,6 @@ class RunLoop:
         self._cpuid = cpuid
         self._vcpus = list(domain.vcpus.values())
         self._next = 0
-        self.cpu_time_ns = 0
 
     def run(self) -> None:
         """Loop until the world is closing. A guest's crash ends the guest, not the loop."""
@@ -91,12 +90,14 @@ class RunLoop:
         while not world.attention and not d.stopped and vcpu.runnable:
             trap.deliver_events(d, vcpu)
             self.handle(vcpu, engine.run())
+            if d.timers_changed:
+                d.timers_changed = False
+                world.arm(self._deadline(vcpu))
             if d.yielded:
                 d.yielded = False
                 if len(self._vcpus) > 1:
                     break
-        now = d.time.now_ns()
-        self.cpu_time_ns += now - started
+        vcpu.cpu_time_ns += d.time.now_ns() - started
         if vcpu.runnable:
             self._enter(vcpu, RunState.RUNNABLE)
 

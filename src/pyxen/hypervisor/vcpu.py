@@ -63,6 +63,7 @@ class Vcpu:
         self.virq_to_port: dict[int, int] = {}
         self.gdt_frames: tuple[int, ...] = ()
         self.task_switched = False
+        self.cpu_time_ns = 0
 
     @property
     def runnable(self) -> bool:

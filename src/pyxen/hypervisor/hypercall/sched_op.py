@@ -93,6 +93,7 @@ def _watchdog(d: Domain, argument: int) -> int:
     """Arm (id 0: a new one), re-arm or, with timeout 0, stop a watchdog. Returns the id."""
     op = SchedWatchdog.unpack(d.space.read(argument, SchedWatchdog.SIZE))
     now = d.time.now_ns()
+    d.timers_changed = True
     if op.id == 0:
         if op.timeout == 0:
             raise XenError(E.INVAL, "a new watchdog without a timeout")

@@ -51,21 +51,21 @@ class Row:
     name: str
     support: Support
     handler: Handler | None = None
-    arguments: int = 0
+    arguments: tuple[str, ...] = ()
     note: str = ""
     errno: E = E.NOSYS
 
 
-def _done(number: int, name: str, handler: Handler, arguments: int) -> Row:
-    return Row(number, name, Support.IMPLEMENTED, handler, arguments)
+def _done(number: int, name: str, handler: Handler, arguments: str) -> Row:
+    return Row(number, name, Support.IMPLEMENTED, handler, tuple(arguments.split()))
 
 
-def _partial(number: int, name: str, handler: Handler, arguments: int, note: str) -> Row:
-    return Row(number, name, Support.PARTIAL, handler, arguments, note)
+def _partial(number: int, name: str, handler: Handler, arguments: str, note: str) -> Row:
+    return Row(number, name, Support.PARTIAL, handler, tuple(arguments.split()), note)
 
 
 def _missing(number: int, name: str, note: str, errno: E = E.NOSYS) -> Row:
-    return Row(number, name, Support.MISSING, None, 0, note, errno)
+    return Row(number, name, Support.MISSING, None, (), note, errno)
 
 
 def multicall(d: Domain, v: Vcpu, calls: int, count: int) -> int:
@@ -91,50 +91,72 @@ def _iret_in_table(d: Domain, v: Vcpu) -> int:
 
 
 ROWS = (
-    _done(0, "set_trap_table", desc.set_trap_table, 1),
+    _done(0, "set_trap_table", desc.set_trap_table, "traps"),
     _partial(
-        1, "mmu_update", pt.mmu_update, 4, "frames are checked for their owner, not their type"
+        1,
+        "mmu_update",
+        pt.mmu_update,
+        "ureqs count pdone domid",
+        "frames are checked for their owner, not their type",
     ),
-    _done(2, "set_gdt", desc.set_gdt, 2),
-    _done(3, "stack_switch", cpu.stack_switch, 2),
-    _done(4, "set_callbacks", cpu.set_callbacks, 3),
-    _done(5, "fpu_taskswitch", cpu.fpu_taskswitch, 1),
+    _done(2, "set_gdt", desc.set_gdt, "frame_list entries"),
+    _done(3, "stack_switch", cpu.stack_switch, "ss esp"),
+    _done(4, "set_callbacks", cpu.set_callbacks, "event failsafe syscall"),
+    _done(5, "fpu_taskswitch", cpu.fpu_taskswitch, "set"),
     _missing(6, "sched_op_compat", "superseded by sched_op in Xen 3"),
     _missing(7, "platform_op", "only for domain 0", E.PERM),
-    _done(8, "set_debugreg", cpu.set_debugreg, 2),
-    _done(9, "get_debugreg", cpu.get_debugreg, 1),
-    _partial(10, "update_descriptor", desc.update_descriptor, 2, "call gates are refused"),
+    _done(8, "set_debugreg", cpu.set_debugreg, "reg value"),
+    _done(9, "get_debugreg", cpu.get_debugreg, "reg"),
+    _partial(
+        10, "update_descriptor", desc.update_descriptor, "maddr desc", "call gates are refused"
+    ),
     _missing(11, "(unused)", "Xen has no hypercall of this number"),
-    _partial(12, "memory_op", memory_op, 2, "no exchange, machphys_mfn_list, physmap commands"),
-    _done(13, "multicall", multicall, 2),
-    _done(14, "update_va_mapping", pt.update_va_mapping, 3),
-    _done(15, "set_timer_op", set_timer_op, 1),
+    _partial(
+        12, "memory_op", memory_op, "cmd arg", "no exchange, machphys_mfn_list, physmap commands"
+    ),
+    _done(13, "multicall", multicall, "call_list nr_calls"),
+    _done(14, "update_va_mapping", pt.update_va_mapping, "va val flags"),
+    _done(15, "set_timer_op", set_timer_op, "timeout"),
     _missing(16, "event_channel_op_compat", "superseded by event_channel_op in Xen 3"),
-    _done(17, "xen_version", xen_version, 2),
-    _done(18, "console_io", console_io, 3),
+    _done(17, "xen_version", xen_version, "cmd arg"),
+    _partial(18, "console_io", console_io, "cmd count buffer", "refused, as in a release build"),
     _missing(19, "physdev_op_compat", "superseded by physdev_op in Xen 3"),
     _partial(
-        20, "grant_table_op", grant_table_op, 3, "version 1; no map, copy, transfer by the guest"
+        20,
+        "grant_table_op",
+        grant_table_op,
+        "cmd uop count",
+        "version 1; no map, copy, transfer by the guest",
     ),
-    _done(21, "vm_assist", cpu.vm_assist, 2),
+    _done(21, "vm_assist", cpu.vm_assist, "cmd type"),
     _partial(
         22,
         "update_va_mapping_otherdomain",
         pt.update_va_mapping_otherdomain,
-        4,
+        "va val flags domid",
         "only for the calling domain",
     ),
-    _done(IRET, "iret", _iret_in_table, 0),
-    _partial(24, "vcpu_op", vcpu_op, 3, "no send_nmi"),
-    _done(25, "set_segment_base", cpu.set_segment_base, 2),
-    _partial(26, "mmuext_op", pt.mmuext_op, 4, "pinning does not validate the table's entries"),
+    _done(IRET, "iret", _iret_in_table, ""),
+    _partial(24, "vcpu_op", vcpu_op, "cmd vcpuid arg", "no send_nmi"),
+    _done(25, "set_segment_base", cpu.set_segment_base, "which base"),
+    _partial(
+        26,
+        "mmuext_op",
+        pt.mmuext_op,
+        "uops count pdone domid",
+        "pinning does not validate the table's entries",
+    ),
     _missing(27, "xsm_op", "no security module is loaded"),
-    _partial(28, "nmi_op", cpu.nmi_op, 2, "NMIs are not delivered"),
-    _done(29, "sched_op", sched_op, 2),
-    _done(30, "callback_op", cpu.callback_op, 2),
+    _partial(28, "nmi_op", cpu.nmi_op, "cmd arg", "NMIs are not delivered"),
+    _done(29, "sched_op", sched_op, "cmd arg"),
+    _done(30, "callback_op", cpu.callback_op, "cmd arg"),
     _missing(31, "xenoprof_op", "removed from Xen"),
-    _partial(32, "event_channel_op", event_channel_op, 2, "two-level ABI; no FIFO, no pirqs"),
-    _partial(33, "physdev_op", physdev_op, 2, "iopl and the I/O bitmap: there are no devices"),
+    _partial(
+        32, "event_channel_op", event_channel_op, "cmd arg", "two-level ABI; no FIFO, no pirqs"
+    ),
+    _partial(
+        33, "physdev_op", physdev_op, "cmd arg", "iopl and the I/O bitmap: there are no devices"
+    ),
     _missing(34, "hvm_op", "only for HVM and PVH domains"),
     _missing(35, "sysctl", "only for domain 0", E.PERM),
     _missing(36, "domctl", "only for domain 0", E.PERM),
@@ -155,20 +177,20 @@ ROWS = (
 _BY_NUMBER = {row.number: row for row in ROWS}
 
 
-def name_of(number: int) -> str:
-    """The hypercall's name, for logs and crash reports."""
+def row_of(number: int) -> Row:
+    """The row of a number; numbers that Xen does not know have one that says so."""
     row = _BY_NUMBER.get(number)
-    return row.name if row else f"hypercall_{number}"
+    return row if row else _missing(number, f"hypercall_{number}", "no such hypercall")
 
 
 def call(d: Domain, v: Vcpu, number: int, arguments: tuple[int, ...]) -> int:
     """Carry out a hypercall. Errors are results: the only place where XenError becomes -errno."""
-    row = _BY_NUMBER.get(number)
-    if row is None or row.handler is None:
-        result = -(row.errno if row else E.NOSYS).value
+    row = row_of(number)
+    if row.handler is None:
+        result = -row.errno.value
     else:
         try:
-            result = row.handler(d, v, *arguments[: row.arguments])
+            result = row.handler(d, v, *arguments[: len(row.arguments)])
         except XenError as error:
             result = -error.errno.value
     d.pv.record_hypercall(number, arguments, result)

@@ -32,7 +32,7 @@ from pyxen.abi.vcpu import (
 )
 from pyxen.abi.xen import VcpuInfo
 from pyxen.errors import XenError
-from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall.guest_context import start_vcpu
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.memory.pagetable import is_guest_vaddr
@@ -55,6 +55,7 @@ def vcpu_op(d: Domain, v: Vcpu, command: int, vcpu_id: int, argument: int) -> in
 def set_timer_op(d: Domain, v: Vcpu, deadline_ns: int) -> int:
     """HYPERVISOR_set_timer_op: one timer event at a system time; 0 stops it."""
     v.singleshot_ns = deadline_ns if deadline_ns < 1 << 63 else 0
+    d.timers_changed = True
     return 0
 
 
@@ -86,6 +87,10 @@ def _up(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
 
 
 def _down(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
+    if all(not other.up for other in d.vcpus.values() if other is not target):
+        # The last one going down is a power-off, as in Xen.
+        d.shutdown(ShutdownReason.POWEROFF)
+        return 0
     target.up = False
     target.runstate.enter(RunState.OFFLINE, d.time.now_ns())
     return 0
@@ -129,6 +134,7 @@ def _set_periodic(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
         raise XenError(E.INVAL, f"period of {op.period_ns} ns")
     target.periodic_ns = op.period_ns
     target.periodic_due_ns = d.time.now_ns() + op.period_ns
+    d.timers_changed = True
     return 0
 
 
@@ -143,6 +149,7 @@ def _set_singleshot(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     if op.flags & VCPU_SSHOTTMR_future and op.timeout_abs_ns < d.time.now_ns():
         raise XenError(E.TIME, "the timer is in the past")
     v.singleshot_ns = op.timeout_abs_ns if op.timeout_abs_ns < 1 << 63 else 0
+    d.timers_changed = True
     return 0
 
 

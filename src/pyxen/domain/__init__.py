@@ -1,0 +1,1 @@
+"""The domain process: one OS process that holds one DomU."""

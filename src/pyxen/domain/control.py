@@ -1,0 +1,203 @@
+"""The control socket of a domain process: JSON commands, consoles, the xenstore stream.
+
+Every connection begins with one JSON line that says what it is:
+
+    {"stream": "control"}                commands {"id", "cmd", …} → {"id", "ok" | "error"}; events
+    {"stream": "console", "replay": n}   the guest's console, both ways; the last n bytes first (-1:
+                                         everything that is kept)
+    {"stream": "xenstore"}               the guest's end of the xenstore protocol, for xend
+
+The socket lies in a private directory: who can open it owns the domain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from pyxen.domain.reactor import Reactor
+from pyxen.errors import UserError
+from pyxen.paths import listen_unix
+
+LINE_LIMIT_BYTES = 1 << 20
+OUTPUT_LIMIT_BYTES = 4 << 20
+CHUNK_BYTES = 64 << 10
+
+
+class Connection:
+    """One connected socket with buffered output, driven by the reactor."""
+
+    def __init__(self, sock: socket.socket, reactor: Reactor, server: ControlServer) -> None:
+        self._sock = sock
+        self._reactor = reactor
+        self._server = server
+        self._input = bytearray()
+        self._output = bytearray()
+        self._closed = False
+        self.on_data: Callable[[bytes], None] = self._header
+        self.on_close: Callable[[], None] = lambda: None
+        sock.setblocking(False)
+        reactor.add(sock.fileno(), self._ready)
+
+    def send(self, data: bytes) -> None:
+        """Send, or keep for later. A peer that is too far behind is cut off."""
+        if self._closed:
+            return
+        self._output += data
+        self._flush()
+        if len(self._output) > OUTPUT_LIMIT_BYTES:
+            self.close()
+
+    def send_json(self, message: dict[str, Any]) -> None:
+        """Send one JSON line."""
+        self.send(json.dumps(message).encode() + b"\n")
+
+    def close(self) -> None:
+        """Let the peer go."""
+        if not self._closed:
+            self._closed = True
+            self._reactor.remove(self._sock.fileno())
+            self._sock.close()
+            self._server.connections.discard(self)
+            self.on_close()
+
+    def _ready(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush()
+        if self._closed or not events & ~select.EPOLLOUT:
+            return
+        try:
+            data = self._sock.recv(CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.on_data(data)
+        else:
+            self.close()
+
+    def _flush(self) -> None:
+        try:
+            while self._output:
+                sent = self._sock.send(self._output[:CHUNK_BYTES])
+                del self._output[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        wanted = select.EPOLLIN | (select.EPOLLOUT if self._output else 0)
+        self._reactor.change(self._sock.fileno(), wanted)
+
+    def lines(self, data: bytes) -> list[bytes]:
+        """Whole lines out of the stream; the rest is kept."""
+        self._input += data
+        *lines, rest = self._input.split(b"\n")
+        self._input = bytearray(rest)
+        if len(rest) > LINE_LIMIT_BYTES:
+            self.close()
+        return [bytes(line) for line in lines]
+
+    def _header(self, data: bytes) -> None:
+        self._input += data
+        line, newline, rest = bytes(self._input).partition(b"\n")
+        if not newline:
+            if len(self._input) > LINE_LIMIT_BYTES:
+                self.close()
+            return
+        self._input.clear()
+        try:
+            header = json.loads(line)
+            stream = header["stream"]
+        except (ValueError, KeyError, TypeError):
+            self.close()
+            return
+        self._server.open_stream(self, stream, header)
+        if rest and not self._closed:
+            self.on_data(rest)
+
+
+class Commands(Protocol):
+    """What the connections are for; domain/process.py."""
+
+    def command(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one command. Raises: UserError."""
+
+    def open_console(self, connection: Connection, replay: int) -> None:
+        """Make the connection a console."""
+
+    def open_xenstore(self, connection: Connection) -> None:
+        """Make the connection the stream to xenstored."""
+
+
+class ControlServer:
+    """Listens on control.sock."""
+
+    def __init__(self, path: Path, reactor: Reactor, commands: Commands) -> None:
+        self._path = path
+        self._reactor = reactor
+        self._commands = commands
+        self.connections: set[Connection] = set()
+        self._controls: set[Connection] = set()
+        self._listener = listen_unix(path)
+        self._listener.setblocking(False)
+        reactor.add(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stop listening, cut all connections, remove the socket."""
+        self._reactor.remove(self._listener.fileno())
+        self._listener.close()
+        for connection in list(self.connections):
+            connection.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def publish(self, event: dict[str, Any]) -> None:
+        """Tell everybody who has a control connection."""
+        for connection in list(self._controls):
+            connection.send_json(event)
+
+    def _accept(self, events: int) -> None:
+        del events
+        with contextlib.suppress(OSError):
+            sock, _ = self._listener.accept()
+            self.connections.add(Connection(sock, self._reactor, self))
+
+    def open_stream(self, connection: Connection, stream: str, header: dict[str, Any]) -> None:
+        """Give a new connection its meaning; an unknown one is cut."""
+        if stream == "control":
+            self._controls.add(connection)
+            connection.on_close = lambda: self._controls.discard(connection)
+            connection.on_data = lambda data: self._requests(connection, data)
+        elif stream == "console":
+            self._commands.open_console(connection, int(header.get("replay", 0)))
+        elif stream == "xenstore":
+            self._commands.open_xenstore(connection)
+        else:
+            connection.close()
+
+    def _requests(self, connection: Connection, data: bytes) -> None:
+        for line in connection.lines(data):
+            request_id: object = None
+            try:
+                request = json.loads(line)
+                request_id = request.get("id")
+                answer = self._commands.command(str(request["cmd"]), request)
+                connection.send_json({"id": request_id, "ok": answer})
+            except UserError as error:
+                detail = {
+                    "message": error.message,
+                    "hint": error.hint,
+                    "exit_code": error.exit_code,
+                }
+                connection.send_json({"id": request_id, "error": detail})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                detail = {"message": f"bad request: {error!r}", "hint": "", "exit_code": 1}
+                connection.send_json({"id": request_id, "error": detail})

@@ -1,0 +1,157 @@
+"""Wiring one DomU: memory, engine, hypervisor, builder, back ends. Reads as a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from pyxen.backend.console.device import Console
+from pyxen.backend.console.log import ConsoleLog
+from pyxen.backend.console.pty import Pty
+from pyxen.backend.xenstore.device import XenstoreRing
+from pyxen.builder.kernel import KernelImage, load_kernel, read_file
+from pyxen.builder.pv import BuiltDomain, PvOptions, build
+from pyxen.cpu.base import Engine
+from pyxen.cpu.unicorn.engine import UnicornEngine
+from pyxen.domain.reactor import Reactor
+from pyxen.hypervisor.clock import HostClock
+from pyxen.hypervisor.cpuid import XenCpuid
+from pyxen.hypervisor.domain import Domain, DomainSpec
+from pyxen.hypervisor.evtchn import Channel, ChannelKind
+from pyxen.hypervisor.runloop import RunLoop
+from pyxen.hypervisor.time import SystemTime
+from pyxen.hypervisor.trap import EFLAGS_IF
+from pyxen.hypervisor.vcpu import RunState
+from pyxen.memory import layout
+from pyxen.memory.frames import FrameType
+from pyxen.memory.machine import MachineMemory
+from pyxen.types import DomId, GrantRef, Port, VcpuId
+
+CONSOLE_GREF = GrantRef(0)
+XENSTORE_GREF = GrantRef(1)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What xend asks for. Memory in KiB."""
+
+    domain: DomainSpec
+    kernel: Path
+    ramdisk: Path | None
+    cmdline: str
+    log_dir: Path
+    store_port: Port
+    console_port: Port
+
+    @classmethod
+    def from_json(cls, spec: dict[str, Any]) -> MachineSpec:
+        """Read xend's request. Raises: KeyError, ValueError."""
+        memory_pages = int(spec["memory_kib"]) // 4
+        domain = DomainSpec(
+            domid=DomId(int(spec["domid"])),
+            uuid=UUID(spec["uuid"]),
+            name=str(spec["name"]),
+            memory_pages=memory_pages,
+            max_pages=max(memory_pages, int(spec["maxmem_kib"]) // 4),
+            max_vcpus=int(spec["maxvcpus"]),
+        )
+        ramdisk = spec.get("ramdisk")
+        return cls(
+            domain=domain,
+            kernel=Path(spec["kernel"]),
+            ramdisk=Path(ramdisk) if ramdisk else None,
+            cmdline=str(spec.get("cmdline") or ""),
+            log_dir=Path(spec["log_dir"]),
+            store_port=Port(int(spec.get("store_port", 1))),
+            console_port=Port(int(spec.get("console_port", 2))),
+        )
+
+
+class Machine:
+    """A built domain and everything that belongs to it."""
+
+    def __init__(self, spec: MachineSpec, reactor: Reactor) -> None:
+        """Build the domain; it is paused once. Raises: UserError, with nothing left behind."""
+        self.spec = spec
+        self._parts = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._parts.close)
+            self._build(spec, reactor)
+            undo.pop_all()
+
+    def _build(self, spec: MachineSpec, reactor: Reactor) -> None:
+        self.memory = MachineMemory(spec.domain.max_pages)
+        cpuid = XenCpuid()
+        self.engine: Engine = UnicornEngine(self.memory, cpuid)
+        self._parts.callback(self.engine.close)
+        time = SystemTime(HostClock(self.engine.read_tsc))
+        kernel = load_kernel(spec.kernel)
+        layout.install(self.memory)
+        self.domain = Domain(spec.domain, self.memory, self.engine, time)
+        built = self._load_guest(spec, kernel)
+        time.calibrate()
+        cpuid.time = time
+        self._start_state(built)
+        self.console_log = ConsoleLog(spec.log_dir / "console.log")
+        self._parts.callback(self.console_log.close)
+        self.pty = Pty()
+        self._parts.callback(self.pty.close)
+        self._connect_console(built, reactor)
+        self._connect_xenstore(built)
+        self.memory.on_write = self.engine.code_changed
+        self.domain.pause_count = 1
+        self.built = built
+        self.runloop = RunLoop(self.domain, reactor, cpuid)
+        reactor.kick = self.engine.kick
+
+    def _load_guest(self, spec: MachineSpec, kernel: KernelImage) -> BuiltDomain:
+        options = PvOptions(layout.SHARED_INFO, spec.store_port, spec.console_port)
+        ramdisk = read_file(spec.ramdisk, "ramdisk") if spec.ramdisk else None
+        return build(self.memory, kernel, ramdisk, spec.cmdline, options)
+
+    def _start_state(self, built: BuiltDomain) -> None:
+        """The first vCPU as public/xen.h, "Start-of-day memory layout", promises it."""
+        d = self.domain
+        vcpu = d.vcpus[VcpuId(0)]
+        vcpu.initialised = vcpu.up = True
+        vcpu.runstate.enter(RunState.RUNNABLE, d.time.now_ns())
+        d.time.write_wall_clock(self.memory, d.shared_info)
+        d.time.write_vcpu_time(self.memory, vcpu.pv.vcpu_info_maddr)
+        d.select(vcpu)
+        # As the domain builder of Xen's tool stack leaves it: the initial table is pinned.
+        d.frames.pin(built.l4_mfn, FrameType.L4)
+        d.set_base_pointer(vcpu, built.l4_mfn)
+        regs = self.engine.regs
+        regs.rip, regs.rsp, regs.rsi = built.entry, built.rsp, built.rsi
+        regs.rflags = EFLAGS_IF
+
+    def _connect_console(self, built: BuiltDomain, reactor: Reactor) -> None:
+        events, port = self.domain.events, self.spec.console_port
+        self.domain.grants.seed(CONSOLE_GREF, 0, built.console_mfn)
+        self.console = Console(
+            self.memory,
+            built.console_mfn,
+            lambda: events.set_pending(port),
+            self.console_log.write,
+        )
+        self.console.watch(self.pty.write)
+        events.allocate(
+            Channel(ChannelKind.INTERDOMAIN, remote_port=port, notify=self.console.notified), port
+        )
+        reactor.add(self.pty.master, lambda _: self.console.type(self.pty.read()))
+        self._parts.callback(reactor.remove, self.pty.master)
+
+    def _connect_xenstore(self, built: BuiltDomain) -> None:
+        events, port = self.domain.events, self.spec.store_port
+        self.domain.grants.seed(XENSTORE_GREF, 0, built.store_mfn)
+        self.xenstore = XenstoreRing(self.memory, built.store_mfn, lambda: events.set_pending(port))
+        events.allocate(
+            Channel(ChannelKind.INTERDOMAIN, remote_port=port, notify=self.xenstore.notified), port
+        )
+
+    def close(self) -> None:
+        """Give everything back; the process is about to end."""
+        self._parts.close()
