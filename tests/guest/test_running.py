@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from pyxen.cpu.base import HYPERCALL, PREEMPTED, Engine, Trap
+from pyxen.cpu.unicorn.native_hooks import NativeHooks
 from pyxen.types import VcpuId
 
 from .conftest import CODE, DATA, L4, STACK, USER_CS, USER_SS, Bench
@@ -244,3 +245,28 @@ def test_a_closed_engine_takes_kicks(bench: Bench) -> None:
 def test_a_vcpu_exists_once(bench: Bench) -> None:
     with pytest.raises(ValueError, match="exists"):
         bench.engine.add_vcpu(VcpuId(0))
+
+
+def test_blocks_translated_natively_check_for_stops_in_line(bench: Bench) -> None:
+    if not bench.native:
+        pytest.skip("the plain path calls the translator's helper")
+    hooks = bench.engine._hooks
+    assert isinstance(hooks, NativeHooks)
+    if "exit check in line" not in bench.engine.capabilities.detail:
+        pytest.skip(bench.engine.capabilities.detail)
+    before = hooks.exit_checks()
+    # 1: call f; dec rcx; jnz 1b; syscall; f: ret
+    bench.engine.regs.rcx = 10
+    assert bench.run("e8 07 00 00 00 48 ff c9 75 f6" + SYSCALL + "c3") is HYPERCALL
+    assert hooks.exit_checks() > before
+
+
+def test_what_the_cpuid_policy_promises_works(bench: Bench) -> None:
+    # popcnt rax, rcx; crc32 edx, ecx; pshufb xmm0, xmm1; ptest xmm0, xmm0; pcmpestri ...; syscall
+    code = "f3 48 0f b8 c1 f2 0f 38 f1 d1 66 0f 38 00 c1 66 0f 38 17 c0 66 0f 3a 61 c1 0c" + SYSCALL
+    regs = bench.engine.regs
+    regs.rcx, regs.rdx = 0xF0F0, 0
+    assert bench.run(code) is HYPERCALL
+    # lock cmpxchg16b [rsi]
+    regs.rsi = DATA
+    assert bench.run("f0 48 0f c7 0e" + SYSCALL) is HYPERCALL

@@ -24,7 +24,8 @@ from pyxen.cpu.base import (
 )
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import layout, library, snapshot
-from pyxen.cpu.unicorn.hooks import PythonHooks
+from pyxen.cpu.unicorn.hooks import Hooks, PythonHooks
+from pyxen.cpu.unicorn.native_hooks import NativeHooks, NotBuilt
 from pyxen.cpu.unicorn.state import UnicornRegisters
 from pyxen.cpu.unicorn.stubs import Stubs
 from pyxen.memory.layout import LDT_OFFSET, gdt_vaddr
@@ -101,14 +102,20 @@ class UnicornEngine(Engine):
         )
         return address
 
-    def _choose_hooks(self, cpuid: CpuidPolicy, native: bool | None) -> tuple[PythonHooks, str]:
-        if native is None and os.environ.get("PYXEN_NATIVE") == "0":
-            why = "switched off by PYXEN_NATIVE=0"
-        elif native is False:
+    def _choose_hooks(self, cpuid: CpuidPolicy, native: bool | None) -> tuple[Hooks, str]:
+        arguments = (self._handle, self._env, self.regs, self._stubs, cpuid)
+        if native is False:
             why = "switched off"
+        elif native is None and os.environ.get("PYXEN_NATIVE") == "0":
+            why = "switched off by PYXEN_NATIVE=0"
         else:
-            why = "the native hot path is not built"
-        return PythonHooks(self._handle, self._env, self.regs, self._stubs, cpuid), why
+            try:
+                hooks = NativeHooks(self._cpu, *arguments)
+            except NotBuilt as missing:
+                why = str(missing)
+            else:
+                return hooks, f"native hot path, {hooks.exit_check}"
+        return PythonHooks(*arguments), why
 
     def _reset_state(self) -> None:
         """Long mode, paging on, guest kernel mode: what every vCPU starts from."""
@@ -155,15 +162,18 @@ class UnicornEngine(Engine):
             ctypes.memmove(self._parked[going], self._env, layout.STATE_BYTES)
         ctypes.memmove(self._env, coming, layout.STATE_BYTES)
         self._selected = vcpu_id
+        self._hooks.select(vcpu_id)
         self.flush_tlb()
 
     def share(self, domain: PvDomain, vcpu_id: VcpuId, state: PvState) -> None:
-        del domain, vcpu_id, state
+        self._hooks.share(domain, vcpu_id, state)
+        if vcpu_id == self._selected:
+            self._hooks.select(vcpu_id)
 
     # --- running ----------------------------------------------------------------------------
 
     def run(self) -> Exit:
-        error = self._lib.uc_emu_start(self._handle, self.regs.words[_RIP], 0, 0, 0)
+        error = self._hooks.run()
         why = self._hooks.take()
         if why is not None:
             return why

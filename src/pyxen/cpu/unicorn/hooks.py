@@ -1,4 +1,4 @@
-"""The callbacks of the plain path: record why the guest stopped, and stop. Nothing is decided here.
+"""The callbacks: record why the guest stopped, and stop. Nothing is decided here.
 
 A recorded exit stays: stepping over `syscall` with the trap flag set raises #DB after the exit that
 the caller wants to see.
@@ -7,13 +7,16 @@ the caller wants to see.
 from __future__ import annotations
 
 import ctypes
-from typing import Final
+from abc import ABC, abstractmethod
+from typing import Any, Final
 
 from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, CpuidPolicy, Exit, Trap
+from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import layout, library
 from pyxen.cpu.unicorn.state import UnicornRegisters
 from pyxen.cpu.unicorn.stubs import Stubs
 from pyxen.memory.layout import DESCRIPTOR_VADDR, LDT_OFFSET, MAX_VCPUS, VCPU_WINDOW_SHIFT
+from pyxen.types import U32, VcpuId
 
 PAGE_FAULT: Final = 14
 INVALID_OPCODE: Final = Trap(6)
@@ -27,6 +30,7 @@ _ERROR_CODE: Final = layout.ERROR_CODE >> 2
 _IS_INT: Final = layout.EXCEPTION_IS_INT >> 2
 _OLD_EXCEPTION: Final = layout.OLD_EXCEPTION >> 2
 _CR2: Final = layout.CR2 >> 3
+_RIP: Final = layout.RIP >> 3
 
 
 def trap(vector: int, error_code: int, fault_address: int, *, software: bool) -> Trap:
@@ -45,41 +49,87 @@ def trap(vector: int, error_code: int, fault_address: int, *, software: bool) ->
     return Trap(vector, error_code if vector in WITH_ERROR_CODE else 0)
 
 
-class PythonHooks:
-    """Hooks that are Python functions, on one engine."""
+class Hooks(ABC):
+    """The callbacks of one engine: what both paths have in common."""
 
-    native: Final = False
+    native: bool
 
     def __init__(
         self, handle: int, env: int, regs: UnicornRegisters, stubs: Stubs, cpuid: CpuidPolicy
     ) -> None:
-        self._exit: Exit | None = None
-        self._error: BaseException | None = None
         self._handle = handle
         self._regs = regs
         self._cpuid = cpuid
+        self._error: BaseException | None = None
+        self._callbacks: list[object] = []
         self._stop = library.load().uc_emu_stop
-        self._callbacks = (
-            library.INTR_CALLBACK(self._on_exception),
-            library.INSN_CALLBACK(self._on_syscall),
-            library.INVALID_CALLBACK(self._on_invalid_opcode),
-            library.CPUID_CALLBACK(self._on_cpuid),
-        )
-        intr, syscall, invalid, on_cpuid = (
-            ctypes.cast(callback, ctypes.c_void_p).value or 0 for callback in self._callbacks
-        )
-        library.hook_add(handle, library.HOOK_INTR, intr, 0)
-        library.hook_add(handle, library.HOOK_INSN_INVALID, invalid, 0)
-        library.hook_add(handle, library.HOOK_INSN, syscall, 0, library.INS_SYSCALL)
-        library.hook_add(handle, library.HOOK_INSN, on_cpuid, 0, library.INS_CPUID)
-        add_port_hooks(handle, env, stubs)
+        self._add(library.HOOK_INSN, library.CPUID_CALLBACK(self._on_cpuid), library.INS_CPUID)
+        library.hook_add(handle, library.HOOK_INSN, stubs.port_in, env, library.INS_IN)
+        library.hook_add(handle, library.HOOK_INSN, stubs.port_out, env, library.INS_OUT)
+        library.hook_add(handle, library.HOOK_INSN, stubs.sysenter, env, library.INS_SYSENTER)
+
+    @abstractmethod
+    def run(self) -> int:
+        """Execute from RIP on until something stops the translator; its error number."""
+
+    @abstractmethod
+    def recorded(self) -> Exit | None:
+        """The exit that was recorded since the last call."""
+
+    def share(self, domain: PvDomain, vcpu_id: VcpuId, state: PvState) -> None:
+        """The words that the hot path works on."""
+        del domain, vcpu_id, state
+
+    def select(self, vcpu_id: VcpuId) -> None:
+        """This vCPU is in the processor now."""
+        del vcpu_id
 
     def take(self) -> Exit | None:
-        """The exit that was recorded since the last call. Raises: what the cpuid policy raised."""
-        why, self._exit = self._exit, None
+        """What `recorded` says. Raises: what the cpuid policy raised."""
         error, self._error = self._error, None
         if error is not None:
             raise error
+        return self.recorded()
+
+    def _add(self, kind: int, callback: Any, *extra: int) -> None:
+        self._callbacks.append(callback)
+        address = ctypes.cast(callback, ctypes.c_void_p).value or 0
+        library.hook_add(self._handle, kind, address, 0, *extra)
+
+    def _on_cpuid(self, _uc: int, _user_data: int) -> int:
+        words = self._regs.words
+        try:
+            leaf = self._cpuid(words[0] & U32, words[1] & U32)
+        except Exception as error:
+            # Nothing may fly through the translator's frames: `take` raises it.
+            self._error = error
+            self._stop(self._handle)
+            return 1
+        words[0], words[3], words[1], words[2] = leaf.eax, leaf.ebx, leaf.ecx, leaf.edx
+        return 1
+
+
+class PythonHooks(Hooks):
+    """Hooks that are Python functions."""
+
+    native = False
+
+    def __init__(
+        self, handle: int, env: int, regs: UnicornRegisters, stubs: Stubs, cpuid: CpuidPolicy
+    ) -> None:
+        super().__init__(handle, env, regs, stubs, cpuid)
+        self._exit: Exit | None = None
+        self._start = library.load().uc_emu_start
+        self._add(library.HOOK_INTR, library.INTR_CALLBACK(self._on_exception))
+        self._add(library.HOOK_INSN_INVALID, library.INVALID_CALLBACK(self._on_invalid_opcode))
+        self._add(library.HOOK_INSN, library.INSN_CALLBACK(self._on_syscall), library.INS_SYSCALL)
+
+    def run(self) -> int:
+        error: int = self._start(self._handle, self._regs.words[_RIP], 0, 0, 0)
+        return error
+
+    def recorded(self) -> Exit | None:
+        why, self._exit = self._exit, None
         return why
 
     def _record(self, why: Exit) -> None:
@@ -107,22 +157,3 @@ class PythonHooks:
         self._regs.signed[_OLD_EXCEPTION] = -1
         self._record(INVALID_OPCODE)
         return True
-
-    def _on_cpuid(self, _uc: int, _user_data: int) -> int:
-        words = self._regs.words
-        try:
-            leaf = self._cpuid(words[0] & 0xFFFF_FFFF, words[1] & 0xFFFF_FFFF)
-        except Exception as error:
-            # Nothing may fly through the translator's frames: `run` raises it.
-            self._error = error
-            self._stop(self._handle)
-            return 1
-        words[0], words[3], words[1], words[2] = leaf.eax, leaf.ebx, leaf.ecx, leaf.edx
-        return 1
-
-
-def add_port_hooks(handle: int, env: int, stubs: Stubs) -> None:
-    """What is machine code on every path: ports, and the instruction that would not end."""
-    library.hook_add(handle, library.HOOK_INSN, stubs.port_in, env, library.INS_IN)
-    library.hook_add(handle, library.HOOK_INSN, stubs.port_out, env, library.INS_OUT)
-    library.hook_add(handle, library.HOOK_INSN, stubs.sysenter, env, library.INS_SYSENTER)
