@@ -58,14 +58,15 @@ class Kallsyms:
         self._tokens = tokens
         self.addresses = addresses
 
-    def name(self, index: int) -> str:
-        """The name of a symbol, without the letter that tells its kind."""
+    def name(self, index: int) -> tuple[str, str]:
+        """(the letter that tells a symbol's kind, as nm prints it; the name)."""
         at = self._names_at + self._markers[index // _GROUP]
         for _ in range(index % _GROUP):
             at = _skip(self._image, at)
         start, length = _length(self._image, at)
         coded = self._image[start : start + length]
-        return b"".join(self._tokens[code] for code in coded).decode("latin-1")[1:]
+        text = b"".join(self._tokens[code] for code in coded).decode("latin-1")
+        return text[:1], text[1:]
 
 
 def find_kallsyms(image: bytes) -> Kallsyms | None:

@@ -21,16 +21,23 @@ from pyxen.types import U64
 _MAX_MAP_BYTES: Final = 64 << 20
 _MAX_SYMBOLS: Final = 1 << 21
 _MAX_OFFSET: Final = 1 << 20
+_CODE: Final = frozenset("tTwW")
+_STT_FUNC: Final = 2
 _STT_SECTION: Final = 3
 _STT_FILE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """The symbol that an address belongs to. `offset` is the distance from its start in bytes."""
+    """The symbol that an address belongs to.
+
+    offset: distance from the symbol's start in bytes.
+    code:   whether it is a function: a return address on the stack points into one.
+    """
 
     name: str
     offset: int
+    code: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}+{self.offset:#x}"
@@ -43,7 +50,7 @@ class SymbolTable:
     """
 
     def __init__(
-        self, source: str, addresses: Sequence[int], name_of: Callable[[int], str]
+        self, source: str, addresses: Sequence[int], name_of: Callable[[int], tuple[str, str]]
     ) -> None:
         self.source = source
         self._addresses = addresses
@@ -62,12 +69,13 @@ class SymbolTable:
             return None
         while index and self._addresses[index - 1] == start:  # of aliases, the first
             index -= 1
-        return Symbol(self._name_of(index), vaddr - start)
+        kind, name = self._name_of(index)
+        return Symbol(name, vaddr - start, kind in _CODE)
 
     def address_of(self, name: str) -> int | None:
         """The address of the first symbol of this name. Slow: looks at every one."""
         for index, address in enumerate(self._addresses):
-            if self._name_of(index) == name:
+            if self._name_of(index)[1] == name:
                 return address
         return None
 
@@ -96,24 +104,25 @@ def system_map_beside(kernel: Path) -> Path | None:
     return candidate if candidate.is_file() else None
 
 
-def _from_pairs(source: str, pairs: list[tuple[int, str]]) -> SymbolTable | None:
-    if len(pairs) < 2:  # Debian's System.map has one line, which says where the real one is
+def _from_list(source: str, found: list[tuple[int, str, str]]) -> SymbolTable | None:
+    """From (address, kind, name). Debian's System.map has one line, which names the real one."""
+    if len(found) < 2:
         return None
-    pairs.sort(key=lambda pair: pair[0])
-    return SymbolTable(source, [p[0] for p in pairs], lambda index: pairs[index][1])
+    found.sort(key=lambda item: item[0])
+    return SymbolTable(source, [item[0] for item in found], lambda index: found[index][1:])
 
 
 def _from_system_map(path: Path) -> SymbolTable | None:
     with path.open(encoding="latin-1") as file:
         lines = file.read(_MAX_MAP_BYTES).splitlines()
-    pairs = []
+    found = []
     for line in lines[:_MAX_SYMBOLS]:
         words = line.split()
         if len(words) >= 3:
             address = int(words[0], 16)
             if 0 < address < U64:
-                pairs.append((address, words[2]))
-    return _from_pairs(str(path), pairs)
+                found.append((address, words[1], words[2]))
+    return _from_list(str(path), found)
 
 
 def _from_symtab(image: bytes) -> SymbolTable | None:
@@ -125,7 +134,7 @@ def _from_symtab(image: bytes) -> SymbolTable | None:
     layout = struct.Struct("<IBBHQQ" if elf.bits == 64 else "<IIIBBH")
     data = elf.content(table)
     count = min(len(data) // layout.size, _MAX_SYMBOLS)
-    pairs = []
+    found = []
     for fields in layout.iter_unpack(data[: count * layout.size]):
         if elf.bits == 64:
             name, info, _other, section, value, _size = fields
@@ -134,8 +143,9 @@ def _from_symtab(image: bytes) -> SymbolTable | None:
         if section and value and info & 15 not in (_STT_SECTION, _STT_FILE):
             text = names[name : names.find(b"\0", name)]
             if text:
-                pairs.append((value, text.decode("latin-1")))
-    return _from_pairs("symbol table", pairs)
+                kind = "t" if info & 15 == _STT_FUNC else "d"
+                found.append((value, kind, text.decode("latin-1")))
+    return _from_list("symbol table", found)
 
 
 def _from_kallsyms(image: bytes) -> SymbolTable | None:

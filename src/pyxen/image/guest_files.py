@@ -103,6 +103,7 @@ _XENSTORE: Final = r"""#!/bin/sh
 # %(usage)s
 [ $# -eq %(arguments)d ] || { echo "usage: %(usage)s" >&2; exit 2; }
 %(payload)s
+[ $length -lt 256 ] || { echo "longer than 255 bytes" >&2; exit 2; }
 printf "\\$(printf %%o %(type)d)\0\0\0\0\0\0\0\0\0\0\0\\$(printf %%o $length)\0\0\0" >/tmp/xs.$$
 %(append)s >>/tmp/xs.$$
 exec 3<>/dev/xen/xenbus || exit 1

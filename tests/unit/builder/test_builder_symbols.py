@@ -70,6 +70,7 @@ def test_kallsyms(layout: str, absolute_percpu: bool) -> None:
     assert symbols.lookup(BASE + 16 * 500 + 7) == Symbol("function_500", 7)
     assert str(symbols.lookup(BASE + 16 * 1234)) == f"{'long_name_' * 20}+0x0"
     assert symbols.lookup(BASE + 16 * 10 + 3) == Symbol("function_10", 3)
+    assert symbols.lookup(BASE + 16 * 600) == Symbol("function_600", 0, code=False)
     assert symbols.address_of("function_1999") == BASE + 16 * 1999
     assert symbols.lookup(BASE + (64 << 20)) is None
 
@@ -91,6 +92,7 @@ def symtab_image() -> bytes:
         (7, 0x12, 1, 0x1100),
         (15, 0x04, 0xFFF1, 0x1050),
         (7, 0x12, 0, 0x1200),
+        (7, 0x11, 1, 0x2000),
     ):
         entries += struct.pack("<IBBHQQ", name, info, 0, section, value, 0)
     sections = [(b".symtab", SHT_SYMTAB, entries), (b".strtab", SHT_STRTAB, strings)]
@@ -102,6 +104,7 @@ def test_the_elf_symbol_table() -> None:
     assert symbols is not None
     assert symbols.lookup(0x10FF) == Symbol("start", 0xFF)
     assert symbols.lookup(0x1205) == Symbol("handler", 0x105)
+    assert symbols.lookup(0x2001) == Symbol("handler", 1, code=False)
     assert symbols.lookup(0xFFF) is None
 
 

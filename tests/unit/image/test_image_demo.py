@@ -2,6 +2,7 @@
 
 import lzma
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -93,6 +94,39 @@ def test_the_guests_scripts_are_valid_shell(name: str) -> None:
     text = PROFILE if name == "profile" else SCRIPTS[name]
     done = subprocess.run(["sh", "-n"], input=text, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def xenstore(
+    tmp_path: Path, script: str, arguments: list[str], request: bytes, kind: int, reply: bytes
+) -> subprocess.CompletedProcess[str]:
+    """Run a script against a file: it has to write `request` first, and finds a reply behind."""
+    device = tmp_path / "xenbus"
+    header = struct.pack("<IIII", kind, 0, 0, len(reply))
+    device.write_bytes(bytes(len(request)) + header + reply)
+    text = SCRIPTS[script].replace("/dev/xen/xenbus", str(device))
+    text = text.replace("/tmp/xs.$$", str(tmp_path / "scratch"))
+    done = subprocess.run(
+        ["sh", "-c", text, script, *arguments], text=True, capture_output=True, check=False
+    )
+    assert device.read_bytes().startswith(request)
+    return done
+
+
+def test_the_guests_xenstore_scripts_speak_the_protocol(tmp_path: Path) -> None:
+    read_name = struct.pack("<IIII", 2, 0, 0, 5) + b"name\0"
+    done = xenstore(tmp_path, "bin/xenstore-read", ["name"], read_name, 2, b"demo")
+    assert (done.stdout, done.returncode) == ("demo\n", 0)
+    done = xenstore(tmp_path, "bin/xenstore-read", ["name"], read_name, 16, b"ENOENT\0")
+    assert (done.stdout, done.stderr, done.returncode) == ("", "ENOENT\n", 1)
+    listing = struct.pack("<IIII", 1, 0, 0, 7) + b"device\0"
+    done = xenstore(tmp_path, "bin/xenstore-list", ["device"], listing, 1, b"vbd\0vif\0")
+    assert (done.stdout, done.returncode) == ("vbd\nvif\n", 0)
+    write = struct.pack("<IIII", 11, 0, 0, 9) + b"data/a\0xy"
+    done = xenstore(tmp_path, "bin/xenstore-write", ["data/a", "xy"], write, 11, b"OK\0")
+    assert (done.stdout, done.returncode) == ("", 0)
+    done = xenstore(tmp_path, "bin/xenstore-read", ["x" * 255], b"", 2, b"")
+    assert done.returncode == 2
+    assert xenstore(tmp_path, "bin/xenstore-read", [], b"", 2, b"").returncode == 2
 
 
 def test_the_prompt_is_what_the_profile_sets() -> None:
