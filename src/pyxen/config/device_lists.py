@@ -17,7 +17,9 @@ from pyxen.config.plain_devices import (
 from pyxen.config.ranges import parse_iomem, parse_ioports, parse_irq
 from pyxen.config.settings import Settings
 from pyxen.config.sound import parse_vsnd
+from pyxen.config.vdev import vdev_number
 from pyxen.config.vif import parse_vif
+from pyxen.errors import UserError
 
 _DEVICE_MODELS = {
     "qemu-xen": "qemu_xen",
@@ -42,6 +44,7 @@ def read(cfg: DomainConfig, s: Settings) -> None:
     cfg.nics = s.each("vif", lambda text, i, warn: parse_vif([text], i, warn))
     cfg.usbctrls = s.each("usbctrl", lambda text, i, _w: parse_usbctrl(text, i))
     cfg.usbdevs = s.each("usbdev", lambda text, _i, _w: parse_usbdev(text))
+    _warn_about_twins(cfg, s)
     _sound(cfg, s)
     _cpuid(cfg, s)
     _device_model(cfg, s)
@@ -61,6 +64,25 @@ def _pci(cfg: DomainConfig, s: Settings) -> None:
     cfg.pcidevs = s.each("pci", lambda text, _i, _w: parse_pci(text, defaults))
     if cfg.pcidevs and isinstance(cfg.b_info.u, PvInfo):
         cfg.b_info.u.e820_host = True
+
+
+def _warn_about_twins(cfg: DomainConfig, s: Settings) -> None:
+    """Warn about what xl accepts until the guest is created, or until it misbehaves."""
+    vdevs: dict[int, str] = {}
+    for disk in cfg.disks:
+        try:
+            number = vdev_number(disk.vdev or "")
+        except UserError as error:
+            s.warn("disk", f"disk: {error.message}; {error.hint}")
+            continue
+        if number in vdevs:
+            s.warn("disk", f"disk: {disk.vdev} and {vdevs[number]} are the same device")
+        vdevs[number] = disk.vdev or ""
+    macs: set[str] = set()
+    for nic in cfg.nics:
+        if nic.mac in macs:
+            s.warn("vif", f"vif: two interfaces have the address {nic.mac}")
+        macs.update(filter(None, [nic.mac]))
 
 
 def _sound(cfg: DomainConfig, s: Settings) -> None:

@@ -10,6 +10,7 @@ Source: xl.cfg(5) "Format", and what real xl accepts.
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from pyxen.errors import UserError
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LIST_DEPTH = 32
+MAX_LIST_ITEMS = 4096
 
 
 class Atom(NamedTuple):
@@ -169,6 +171,7 @@ class _Parser:
         token = self._skip_newlines()
         while token.kind is not Kind.CLOSE:
             items.append(self._value(token, depth))
+            _check_length(items, opening.place)
             token = self._skip_newlines()
             if token.kind is Kind.COMMA:
                 token = self._skip_newlines()
@@ -194,10 +197,17 @@ def _joined(before: Value, setting: Setting) -> Value:
     if isinstance(before, Atom) and isinstance(added, Atom):
         return Atom(before.text + added.text, added.place)
     if isinstance(before, ListValue) and isinstance(added, ListValue):
-        return ListValue(before.items + added.items, added.place)
+        items = before.items + added.items
+        _check_length(items, added.place)
+        return ListValue(items, added.place)
     had, gets = ("a list", "a string") if isinstance(before, ListValue) else ("a string", "a list")
     message = f"{setting.place}: '{setting.name}' is {had} and '+=' adds {gets}"
     raise UserError(message, "add a list to a list, or a string to a string", 1)
+
+
+def _check_length(items: Sequence[Value], place: Place) -> None:
+    if len(items) > MAX_LIST_ITEMS:
+        raise UserError(f"{place}: the list has more than {MAX_LIST_ITEMS} items", "", 1)
 
 
 def _unexpected(token: Token, wanted: str, hint: str) -> UserError:

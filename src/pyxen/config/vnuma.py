@@ -17,6 +17,8 @@ from pyxen.errors import UserError
 MAX_VCPUS = 1 << 16
 """More vCPUs than any Xen guest can have; a bound for what a file can make us build."""
 
+MAX_NODES = 64
+
 KEYS = ("pnode", "size", "vcpus", "vdistances")
 U32 = (1 << 32) - 1
 
@@ -28,6 +30,8 @@ def parse_vnuma(nodes: list[list[str]], host: Host, warn: Callable[[str], None])
 
     Raises: UserError (exit code 1).
     """
+    if len(nodes) > MAX_NODES:
+        raise UserError(f"vnuma: {len(nodes)} nodes are more than {MAX_NODES}", "", 1)
     parsed = []
     for strings in nodes:
         node = VnumaNode(distances=[0] * len(nodes))

@@ -105,6 +105,9 @@ def test_exit_codes_are_those_of_xl() -> None:
         ('cmdline="a"\nroot="b"\n', "root and extra are ignored"),
         ("tsc_mode=1\n", 'tsc_mode="always_emulate"'),
         ('vif=["accel=1"]\n', "accel is ignored"),
+        ('vif=["mac=0:0:0:0:0:1","mac=00:0:0:0:0:01"]\n', "two interfaces have the address"),
+        ('disk=["/a,raw,xvda","/b,raw,d0p0"]\n', "the same device"),
+        ('disk=["/a,raw,/dev/xvda"]\n', "leave out /dev/: xvda"),
     ],
 )
 def test_warnings(text: str, part: str) -> None:

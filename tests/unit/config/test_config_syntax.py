@@ -147,6 +147,13 @@ def test_nesting_is_bounded() -> None:
     assert "nested deeper" in refusal(f"a=[{deepest}]").message
 
 
+def test_lists_are_bounded() -> None:
+    most = "1," * MAX_LIST_ITEMS
+    assert parsed(f"a=[{most}]")
+    assert "more than" in refusal(f"a=[{most}1]").message
+    assert "more than" in refusal(f"a=[{most}]\na+=[1]").message
+
+
 def test_command_line_words_come_after_the_file() -> None:
     raw = parse_text('memory=64\nextra="a"', "f")
     parse_into(raw, "memory=128", "command line")
