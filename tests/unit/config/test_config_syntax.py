@@ -9,6 +9,7 @@ from pyxen.config.lexer import unquote
 from pyxen.config.parser import (
     MAX_FILE_BYTES,
     MAX_LIST_DEPTH,
+    MAX_LIST_ITEMS,
     Atom,
     ListValue,
     Value,
