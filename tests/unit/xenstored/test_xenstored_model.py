@@ -1,6 +1,8 @@
 """Random requests against a plain dictionary that follows the specification."""
 
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -88,7 +90,17 @@ def snapshot(xenstore: Xenstore) -> Model:
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
 def test_store_behaves_like_a_dictionary(steps: list[tuple[int | None, xs.Request | bool]]) -> None:
-    xenstore = Xenstore()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "journal"
+        xenstore = Xenstore(path)
+        run(xenstore, steps)
+        again = Xenstore(path)
+        assert snapshot(again) == snapshot(xenstore)
+        again.close()
+        xenstore.close()
+
+
+def run(xenstore: Xenstore, steps: list[tuple[int | None, xs.Request | bool]]) -> None:
     client = Client(xenstore)
     watcher = Client(xenstore)
     watcher.watch("/")

@@ -1,5 +1,7 @@
 """Transactions: isolated, atomic, and in conflict only where they touch the same things."""
 
+from pathlib import Path
+
 import pytest
 from xenstore_client import Client
 
@@ -136,6 +138,29 @@ def test_merge_keeps_both_sides(xenstore: Xenstore, dom0: Client) -> None:
     assert dom0.read("/d/y") == b"theirs"
     assert dom0.read("/b") == b"theirs"
     assert dom0.perms("/a") == ["n0", "r9"]
+
+
+def test_what_was_written_and_removed_again_does_not_come_back(
+    journal_path: Path,
+) -> None:
+    first = Xenstore(journal_path)
+    client = Client(first)
+    client.write("/d/x")
+    tx = client.start()
+    client.write("/d/new/below", "", tx)
+    client.rm("/d/new", tx)
+    client.write("/d/x/y", "", tx)
+    client.rm("/d/x", tx)
+    client.write("/d/x", "fresh", tx)
+    client.write("/elsewhere")
+    client.commit(tx)
+    second = Xenstore(journal_path)
+    for xenstore in (first, second):
+        client = Client(xenstore)
+        assert client.ls("/d") == ["x"]
+        assert client.ls("/d/x") == []
+        assert client.read("/d/x") == b"fresh"
+        xenstore.close()
 
 
 def test_numbers(dom0: Client, xenstore: Xenstore) -> None:

@@ -158,6 +158,18 @@ def test_losing_and_gaining_access_is_told(dom0: Client, guest: Client) -> None:
     assert guest.events() == [("/n/x", "t")]
 
 
+def test_losing_access_in_a_transaction_is_told(dom0: Client, guest: Client) -> None:
+    dom0.write("/n/x")
+    dom0.chmod("/n/x", "n0", "r5")
+    guest.watch("/n/x", "t")
+    guest.events()
+    tx = dom0.start()
+    dom0.chmod("/n/x", "n0", tx=tx)
+    dom0.write("/n/x", "hidden", tx)
+    dom0.commit(tx)
+    assert guest.events() == [("/n/x", "t")]
+
+
 def test_removal_of_a_readable_node_is_told(dom0: Client, guest: Client) -> None:
     dom0.write("/n/x")
     dom0.chmod("/n/x", "n0", "r5")
