@@ -145,7 +145,7 @@ class _DiskParser:
                     raise self._error(f"colo-port must be a port number, not {value!r}", "")
             case _:
                 guess = nearest(key, (*KEYS, *_FLAGS))
-                hint = f"the keys are {', '.join(KEYS)}"
+                hint = f"the keys are {', '.join(key for key in KEYS if 'colo' not in key)}"
                 raise self._error(f"there is no disk key {key!r}{guess}", hint)
 
     def _positional(self, word: str) -> None:

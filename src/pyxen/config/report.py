@@ -1,6 +1,6 @@
 """Where in a configuration something stands, and what is said about it."""
 
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from pyxen.errors import UserError
 
@@ -23,8 +23,7 @@ class ConfigWarning(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        where = f"{self.place}: " if self.place else ""
-        return where + self.message
+        return _placed(self.place, self.message)
 
 
 class Report:
@@ -32,7 +31,7 @@ class Report:
 
     def __init__(self) -> None:
         self.warnings: list[ConfigWarning] = []
-        self._refusals: list[UserError] = []
+        self._refusals: list[tuple[Place | None, UserError]] = []
 
     def warn(self, place: Place | None, message: str) -> None:
         """Note something that does not stop the domain from being created."""
@@ -40,20 +39,32 @@ class Report:
 
     def refuse(self, place: Place | None, error: UserError) -> None:
         """Note an error; `finish` raises it together with the others."""
-        where = f"{place}: " if place else ""
-        self._refusals.append(UserError(where + error.message, error.hint, error.exit_code))
+        self._refusals.append((place, error))
 
     def finish(self) -> None:
-        """Raise the refusals as one UserError, with the exit code and hint of the first."""
-        if self._refusals:
-            self._raise()
+        """Raise what was refused as one UserError, with the exit code of the first refusal.
 
-    def _raise(self) -> NoReturn:
-        first, *more = self._refusals
-        if not more:
-            raise first
-        lines = [e.message + (f" ({e.hint})" if e.hint else "") for e in self._refusals]
+        The warnings come with it, because a misspelt name is often why something is missing.
+        """
+        if not self._refusals:
+            return
+        place, first = self._refusals[0]
+        if len(self._refusals) == 1 and not self.warnings:
+            raise UserError(_placed(place, first.message), first.hint, first.exit_code)
+        in_order = sorted(self._refusals, key=lambda refusal: refusal[0] or _NOWHERE)
+        lines = [
+            _placed(place, error.message) + (f" ({error.hint})" if error.hint else "")
+            for place, error in in_order
+        ]
+        lines += [_placed(place, f"warning: {message}") for place, message in self.warnings]
         raise UserError("\n".join(lines), "", first.exit_code)
+
+
+_NOWHERE = Place("", 0, 0)
+
+
+def _placed(place: Place | None, message: str) -> str:
+    return f"{place}: {message}" if place else message
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

@@ -81,6 +81,14 @@ def test_all_refusals_are_named_at_once() -> None:
     assert error.exit_code == 1
 
 
+def test_a_refusal_brings_the_warnings_along() -> None:
+    with pytest.raises(UserError) as caught:
+        load('nmae="g"\nkernel="/k"\n')
+    first, second, *_ = caught.value.message.splitlines()
+    assert "the domain has no name" in first and 'name = "demo"' in first
+    assert second.startswith("f.cfg:1:1: warning:") and "did you mean 'name'?" in second
+
+
 def test_exit_codes_are_those_of_xl() -> None:
     assert refusal('pci=["zz"]\n').exit_code == 6
     assert refusal('timer_mode="native"\n').exit_code == 3
