@@ -10,6 +10,7 @@ format's own description.
 from __future__ import annotations
 
 import bz2
+import io
 import lzma
 import struct
 import zlib
@@ -72,8 +73,8 @@ def _lz4_legacy(data: memoryview, limit: int) -> bytes:
     """
     from lz4 import block
 
-    pieces: list[bytes] = []
-    total = 0
+    # Each piece is copied and freed at once: fresh memory costs more here than decompressing.
+    out = io.BytesIO()
     at = 4
     while len(data) - at > 4:
         (size,) = struct.unpack_from("<I", data, at)
@@ -86,12 +87,11 @@ def _lz4_legacy(data: memoryview, limit: int) -> bytes:
             piece = block.decompress(data[at : at + size], uncompressed_size=_LZ4_BLOCK_BYTES)
         except block.LZ4BlockError as e:
             raise _Broken(str(e)) from None
-        total += len(piece)
-        if total > limit:
+        if out.tell() + len(piece) > limit:
             raise _TooLarge
-        pieces.append(piece)
+        out.write(piece)
         at += size
-    return b"".join(pieces)
+    return out.getvalue()
 
 
 def _zstd(data: memoryview, limit: int) -> bytes:
@@ -99,17 +99,15 @@ def _zstd(data: memoryview, limit: int) -> bytes:
     import zstandard
 
     stream = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
-    pieces: list[bytes] = []
-    total = 0
+    out = io.BytesIO()
     try:
         for at in range(0, len(data), _ZSTD_STEP_BYTES):
             piece = stream.decompress(data[at : at + _ZSTD_STEP_BYTES])
-            total += len(piece)
-            if total > limit:
+            if out.tell() + len(piece) > limit:
                 raise _TooLarge
-            pieces.append(piece)
+            out.write(piece)
             if stream.eof:
-                return b"".join(pieces)
+                return out.getvalue()
     except zstandard.ZstdError as e:
         raise _Broken(str(e)) from None
     raise _Broken("ends in the middle")

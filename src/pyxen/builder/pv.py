@@ -87,7 +87,7 @@ def build(
     # COMMIT
     _load_kernel(memory, kernel)
     if ramdisk is not None and ramdisk_bytes:
-        memory.write(maddr_of(layout.ramdisk.first_pfn), memoryview(ramdisk))
+        _fill(memory, maddr_of(layout.ramdisk.first_pfn), memoryview(ramdisk))
     _write_p2m(memory, layout, pages)
     _write_page_tables(memory, kernel, layout)
     info = _start_info(kernel, layout, pages, ramdisk_bytes, command, options)
@@ -129,10 +129,21 @@ def _load_kernel(memory: MachineMemory, kernel: KernelImage) -> None:
     for segment in kernel.segments:
         gaddr = segment.paddr - kernel.paddr_offset
         data = image[segment.offset : segment.offset + segment.file_bytes]
-        memory.write(maddr_of(0) + gaddr, data)
+        _fill(memory, maddr_of(0) + gaddr, data)
     if kernel.hypercall_page is not None:
         pfn = (kernel.hypercall_page - kernel.virt_base) >> PAGE_SHIFT
         memory.write(maddr_of(pfn), hypercall_page())
+
+
+def _fill(memory: MachineMemory, maddr: int, data: memoryview) -> None:
+    """Put bulk data into untouched memory: through the file, which saves a fault for every page.
+
+    Nobody has to be told: no engine has run in this memory yet.
+    """
+    while data:
+        done = os.pwrite(memory.fd, data, maddr)
+        maddr += done
+        data = data[done:]
 
 
 def _write_p2m(memory: MachineMemory, layout: PvLayout, count: int) -> None:
