@@ -203,7 +203,7 @@ class Connection:
         transaction = self.transactions.get(tx_id)
         if transaction is not None:
             return transaction
-        if not (self.resumed and self._xenstore.is_of_the_past(tx_id)):
+        if not self.resumed:
             raise XenError(E.NOENT, f"transaction {tx_id}")
         return self._open_transaction(tx_id, doomed=True)
 

@@ -32,8 +32,8 @@ from pyxen.xenstored.watches import Watches
 
 log = logging.getLogger(__name__)
 
-# A transaction's number carries the epoch of the xenstored that opened it, so that the next one
-# can tell a number of the past from one that never was.
+# A transaction's number carries the epoch of the xenstored that opened it: the next one does not
+# give out a number that a guest may still hold.
 _EPOCH_SHIFT = 20
 _EPOCHS = 1 << 12
 
@@ -175,10 +175,6 @@ class Xenstore:
             number = (self.epoch % _EPOCHS) << _EPOCH_SHIFT | self._last_transaction
             if number and number not in taken:
                 return number
-
-    def is_of_the_past(self, tx_id: int) -> bool:
-        """Whether a transaction's number is from an earlier xenstored."""
-        return tx_id >> _EPOCH_SHIFT != self.epoch % _EPOCHS
 
     # --- domains ---
 

@@ -86,8 +86,12 @@ class XenStored:
         self.xenstore.introduce(domid, mfn, port)
 
     def release(self, domid: int) -> None:
-        """A domain is gone; see Xenstore.release. Its stream is closed."""
-        self.xenstore.release(domid)
+        """A domain is gone; see Xenstore.release. Its stream is closed.
+
+        Nothing happens if it is not introduced: who was killed while destroying it does it again.
+        """
+        if domid in self.xenstore.domains:
+            self.xenstore.release(domid)
         link = self._guests.pop(domid, None)
         if link is not None:
             link.close()

@@ -185,6 +185,50 @@ def test_guest(tmp_path: Path) -> None:
             await guest.next()
         await task
         await guest.close()
+        daemon.release(3)
+
+    run(test, tmp_path)
+
+
+def test_answer_lost_with_a_stream(tmp_path: Path) -> None:
+    async def test(daemon: XenStored, path: Path) -> None:
+        daemon.local.mkdir("/local/domain/3/data", ["n3"])
+        daemon.introduce(3, 0x1001, 1)
+        guest, task, _ = await guest_streams(daemon, 3)
+        tx = int((await guest.ask(xs.TransactionStart())).rstrip(b"\0"))
+        await guest.ask(xs.Write("data/x", b"1"), tx)
+        await guest.ask(xs.TransactionEnd(True), tx)
+        await guest.close()
+        await task
+        guest, task, _ = await guest_streams(daemon, 3)
+        # It was committed, but the guest did not hear of it: it does it once more.
+        with pytest.raises(XenError) as caught:
+            await guest.ask(xs.TransactionEnd(True), tx)
+        assert caught.value.errno == E.AGAIN
+        await guest.close()
+        await task
+
+    run(test, tmp_path)
+
+
+def test_a_flood_of_requests_leaves_time_for_others(tmp_path: Path) -> None:
+    async def test(daemon: XenStored, path: Path) -> None:
+        daemon.introduce(3, 1, 1)
+        guest, task, _ = await guest_streams(daemon, 3)
+        host = await Peer.connect(path)
+        for number in range(2000):
+            guest.send(xs.GetDomainPath(3), number)
+        host.send(xs.Read("/tool"))
+        reading = asyncio.create_task(host.next())
+        # Both are served side by side: the host's one request is not behind all of the guest's.
+        answered = 0
+        while not reading.done():
+            await guest.next()
+            answered += 1
+        assert answered < 2000
+        await host.close()
+        await guest.close()
+        await task
 
     run(test, tmp_path)
 
