@@ -96,6 +96,7 @@ class Domain:
             self.vcpus[vcpu.vcpu_id] = vcpu
             self.memory.bytes[self.shared_info + 64 * min(n, 31) + 1] = 1
             self.engine.add_vcpu(vcpu.vcpu_id)
+            self.engine.share(self.pv, vcpu.vcpu_id, vcpu.pv)
         return self.vcpus[VcpuId(0)]
 
     def select(self, vcpu: Vcpu) -> None:

@@ -89,7 +89,9 @@ class RunLoop:
         started = d.time.now_ns()
         while not world.attention and not d.stopped and vcpu.runnable:
             trap.deliver_events(d, vcpu)
-            self.handle(vcpu, engine.run())
+            reason = engine.run()
+            d.space.cr3 = vcpu.pv.cr3  # a native path may have changed it
+            self.handle(vcpu, reason)
             if d.timers_changed:
                 d.timers_changed = False
                 world.arm(self._deadline(vcpu))
