@@ -14,7 +14,7 @@ from typing import Any
 from pyxen.hypervisor import emulate
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.page_tables import check_entry
-from pyxen.memory.pagetable import PTE_RW, entry_maddr, translate
+from pyxen.memory.pagetable import PTE_RW, PTE_USER, entry_maddr, translate
 from pyxen.types import U64
 
 CF, PF, AF, ZF, SF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 11
@@ -45,7 +45,10 @@ def emulate_write(d: Domain, vaddr: int) -> bool:
     """Do the write at RIP that faulted at `vaddr`. False if it is not a page-table write."""
     pte_at = entry_maddr(d.memory, d.space.cr3, vaddr)
     maddr = translate(d.memory, d.space.cr3, vaddr)
-    if pte_at is None or maddr is None or d.memory.read_u64(pte_at) & PTE_RW:
+    if pte_at is None or maddr is None:
+        return False
+    # A kernel's own mapping of a page table; a read-only user page is the guest's business (COW).
+    if d.memory.read_u64(pte_at) & (PTE_RW | PTE_USER):
         return False
     write = decode(emulate.fetch(d, d.engine.regs.rip))
     if write is None or (maddr & 7) + write.size > 8 or not d.memory.is_guest_frame(maddr >> 12):

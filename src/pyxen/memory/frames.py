@@ -104,7 +104,7 @@ class FrameTable:
     def get_type(self, mfn: int, wanted: FrameType) -> None:
         """Use a frame as a type once more.
 
-        Raises: XenError(EPERM) if it is not the guest's, XenError(EBUSY) if it is in use as another.
+        Raises: XenError(EPERM) if it is not the guest's, XenError(EBUSY) if it has another use.
         """
         if not self.is_domains(mfn):
             raise XenError(E.PERM, f"frame {mfn:#x} is not the guest's")

@@ -40,11 +40,11 @@ def frame_of(entry: int) -> int:
 def is_guest_vaddr(vaddr: int, length_bytes: int = 1) -> bool:
     """Whether a range is canonical and outside of the hypervisor's part of the address space."""
     end = vaddr + length_bytes
-    return end <= LOWER_HALF_END or (XEN_VIRT_END <= vaddr and end <= 1 << 64)
+    return end <= LOWER_HALF_END or (vaddr >= XEN_VIRT_END and end <= 1 << 64)
 
 
 def entry_maddr(memory: MachineMemory, cr3: int, vaddr: int, level: int = 1) -> int | None:
-    """Machine address of the entry that maps `vaddr` at `level`; None if a level above is absent."""
+    """Machine address of the entry mapping `vaddr` at `level`; None if a level above is absent."""
     words = memory.words
     table = cr3
     for current in range(4, level, -1):
