@@ -4,6 +4,7 @@
 #include "hot.h"
 
 #define PTE_RW 2ull
+#define PTE_USER 4ull
 #define MAX_INSTRUCTION 15
 
 enum operation { OP_MOV, OP_XCHG, OP_CMPXCHG, OP_AND, OP_OR, OP_BTS, OP_BTR, OP_STOS };
@@ -276,7 +277,7 @@ bool page_table_write(struct hot *h, u64 vaddr)
     u8 buffer[MAX_INSTRUCTION + 16] = {0};
     const u8 *code = guest_range(h, get_rip(h), MAX_INSTRUCTION, false);
     if (!code || !entry_maddr(h, vaddr, &pte_at) || !translate(h, vaddr, false, &maddr) ||
-        *maddr_to_word(h, pte_at) & PTE_RW)
+        *maddr_to_word(h, pte_at) & (PTE_RW | PTE_USER)) /* a user page is copy-on-write */
         return false;
     /* Copied once, with zeros behind it: the decoder may look a few bytes past the end. */
     memcpy(buffer, code, MAX_INSTRUCTION);
