@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from pyxen.cpu.base import HYPERCALL, PREEMPTED, Engine, Trap
+from pyxen.cpu.base import HYPERCALL, PREEMPTED, Engine, Exit, Trap
 from pyxen.cpu.unicorn.native_hooks import NativeHooks
 from pyxen.types import VcpuId
 
@@ -26,12 +26,12 @@ COUNTING = (
 
 
 @contextmanager
-def kicked(engine: Engine) -> Iterator[None]:
-    """Another thread that kicks the engine every half millisecond."""
+def kicked(engine: Engine, pause_s: float = 0.0005) -> Iterator[None]:
+    """Another thread that kicks the engine again and again."""
     finished = threading.Event()
 
     def kick() -> None:
-        while not finished.wait(0.0005):
+        while not finished.wait(pause_s):
             engine.kick()
 
     thread = threading.Thread(target=kick)
@@ -63,6 +63,31 @@ def test_a_kick_loses_and_repeats_no_instruction(bench: Bench) -> None:
     assert why is HYPERCALL
     assert counted(bench, DATA) == {COUNT}
     assert stops > 10
+
+
+# lock inc qword [rsi], often enough that kicks arrive inside of the block
+LONG_BLOCK = "f0 48 ff 06" * 200
+
+
+def repeat(bench: Bench, code: str) -> Iterator[Exit]:
+    """Run code from its start, under kicks; yields what ended it each time."""
+    bench.put(CODE, code)
+    with kicked(bench.engine, pause_s=0.00002):
+        for _ in range(10_000):
+            bench.engine.regs.rip, bench.engine.regs.rsi = CODE, DATA
+            while (why := bench.engine.run()) is PREEMPTED:
+                pass
+            yield why
+
+
+def test_a_kick_swallows_no_system_call(bench: Bench) -> None:
+    assert {*repeat(bench, LONG_BLOCK + SYSCALL + "cc")} == {HYPERCALL}
+
+
+def test_a_kick_does_not_change_what_cpuid_says(bench: Bench) -> None:
+    # mov eax, 1; cpuid; syscall
+    code = LONG_BLOCK + "b8 01 00 00 00 0f a2" + SYSCALL
+    assert {bench.engine.regs.rcx for _ in repeat(bench, code)} == {0x1234}
 
 
 def test_two_vcpus_take_turns(bench: Bench) -> None:

@@ -72,7 +72,9 @@ class UnicornEngine(Engine):
         self._handle = self._open(memory)
         self._memory_bytes = memory.total_pages << PAGE_SHIFT
         self._cpu, self._env = layout.verify(self._handle)
-        self._stubs = Stubs()
+        self._stubs = Stubs(self._handle)
+        leave = ctypes.c_uint64.from_address(self._cpu + layout.CPU_EXEC_EXIT)
+        leave.value = self._stubs.exec_exit
         # Stops are taken where a block starts only. Elsewhere the instruction would be run twice.
         ctypes.c_uint8.from_address(self._handle + layout.UC_NO_EXIT_REQUEST).value = 1
         self._stop_request = ctypes.c_uint8.from_address(self._handle + layout.UC_STOP_REQUEST)
@@ -173,6 +175,7 @@ class UnicornEngine(Engine):
     # --- running ----------------------------------------------------------------------------
 
     def run(self) -> Exit:
+        self._stubs.kicked.value = 0
         error = self._hooks.run()
         why = self._hooks.take()
         if why is not None:
@@ -184,10 +187,10 @@ class UnicornEngine(Engine):
         return EngineFailure("the translator stopped without a reason")
 
     def kick(self) -> None:
-        # Only flags are written; what is not running forgets them when it starts.
-        handle = self._handle
-        if handle:
-            self._lib.uc_emu_stop(handle)
+        # Never uc_emu_stop from another thread: see stubs.py.
+        if self._handle:
+            self._stubs.kicked.value = 1
+            self._lib.cpu_exit(self._cpu)
 
     # --- state of the selected vCPU ---------------------------------------------------------
 

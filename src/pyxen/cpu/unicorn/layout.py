@@ -26,6 +26,8 @@ UC_NO_EXIT_REQUEST: Final = 0x7F2
 
 # --- in X86CPU ------------------------------------------------------------------------------
 CPU_ENV: Final = 0x8A50
+CPU_EXEC_EXIT: Final = 0xA798
+"""A function pointer: called each time the translator's inner loop is left."""
 
 # --- in CPUX86State (env) -------------------------------------------------------------------
 REGS: Final = 0
@@ -105,8 +107,10 @@ def verify(handle: int) -> tuple[int, int]:
     _proof(handle, library.REG_RAX, 8, 0)
     cpu = ctypes.c_uint64.from_address(handle + UC_CPU).value
     env = cpu + CPU_ENV
-    if not cpu:
-        raise _refusal("no processor where it should be")
+    if not cpu or ctypes.c_uint64.from_address(cpu + CPU_EXEC_EXIT).value != library.address(
+        "x86_cpu_exec_exit"
+    ):
+        raise _refusal("a processor of another shape")
     for register, offset, size, value in _REG_PROOFS:
         old = _proof(handle, register, size, value)
         found = int.from_bytes(ctypes.string_at(env + offset, size), "little")

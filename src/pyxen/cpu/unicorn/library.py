@@ -66,7 +66,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "uc_reg_write": (c_int, (c_void_p, c_int, c_void_p)),
     "uc_emu_start": (c_int, (c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)),
     "uc_emu_stop": (c_int, (c_void_p,)),
-    "uc_hook_del": (c_int, (c_void_p, c_size_t)),
+    "cpu_exit": (None, (c_void_p,)),
     "tlb_flush_x86_64": (None, (c_void_p,)),
     "tlb_flush_page_x86_64": (None, (c_void_p, c_uint64)),
     "tb_invalidate_phys_range_x86_64": (None, (c_void_p, c_uint64, c_uint64)),

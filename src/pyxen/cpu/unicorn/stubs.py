@@ -6,6 +6,11 @@ longjmp, which may not cross Python's frames. Each of these is a handful of inst
 are written down here; no compiler is needed. RDTSC is here because Python has no other way to it.
 
 The callbacks get the address of CPUX86State (env) as their user data.
+
+A kick is also taken here. uc_emu_stop from another thread sets stop_request at once, and from then
+on the helpers of SYSCALL and CPUID skip callbacks: the instruction is stepped over and lost. So a
+kick sets a word of this page and only makes the translator leave its inner loop, where it is
+between two blocks; there, stop_request follows.
 """
 
 from __future__ import annotations
@@ -62,6 +67,20 @@ def _sysenter() -> bytes:
     return _general_protection(b"\x48\x89\xf7")  # mov rdi, rsi
 
 
+def _exec_exit(handle: int, kicked: int) -> bytes:
+    """void (cpu=rdi): the inner loop was left; if somebody kicked, stop the run."""
+    return (
+        b"\x48\xb8" + pack("<Q", kicked)  # mov rax, kicked
+        + b"\x80\x38\x00"  # cmp byte [rax], 0
+        + b"\x74\x0d"  # je go_on
+        + b"\x48\xb8" + pack("<Q", handle + layout.UC_STOP_REQUEST)  # mov rax, stop_request
+        + b"\xc6\x00\x01"  # mov byte [rax], 1
+        # go_on:
+        + b"\x48\xb8" + pack("<Q", library.address("x86_cpu_exec_exit"))  # mov rax, ...
+        + b"\xff\xe0"  # jmp rax
+    )  # fmt: skip
+
+
 _READ_TSC = (
     b"\x0f\x31"  # rdtsc
     b"\x48\xc1\xe2\x20"  # shl rdx, 32
@@ -70,24 +89,38 @@ _READ_TSC = (
 )
 
 
-class Stubs:
-    """The machine code of this process. Keep it alive as long as any engine that uses it."""
+_KICKED_AT = 2048
 
-    def __init__(self) -> None:
-        code = bytearray()
-        offsets = []
-        for routine in (_port_in(), _port_out(), _sysenter(), _READ_TSC):
-            offsets.append(len(code))
-            code += routine + b"\xcc" * (-len(routine) % 16)
+
+class Stubs:
+    """The machine code of one engine. Keep it alive as long as the engine."""
+
+    def __init__(self, handle: int) -> None:
         page = mmap.mmap(
             -1,
             mmap.PAGESIZE,
             flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
             prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC,
         )
+        base = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        routines = (
+            _port_in(),
+            _port_out(),
+            _sysenter(),
+            _exec_exit(handle, base + _KICKED_AT),
+            _READ_TSC,
+        )
+        code = bytearray()
+        offsets = []
+        for routine in routines:
+            offsets.append(len(code))
+            code += routine + b"\xcc" * (-len(routine) % 16)
         page[: len(code)] = bytes(code)
         self._page = page
-        base = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        self.port_in, self.port_out, self.sysenter, read_tsc = (base + offset for offset in offsets)
+        self.port_in, self.port_out, self.sysenter, self.exec_exit, read_tsc = (
+            base + offset for offset in offsets
+        )
+        self.kicked = ctypes.c_uint8.from_buffer(page, _KICKED_AT)
+        """Not 0: the next time the inner loop is left, the run ends."""
         self.read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(read_tsc)
         """() -> the host's time stamp counter."""
