@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import count
 from typing import Any
 
 from pyxen.errors import UserError
@@ -14,6 +15,8 @@ from pyxen.xend.process import DomainProcess, ProcessGone
 
 ACKNOWLEDGE_SECONDS = 60.0
 """How long libxl waits for the guest to take note of a request."""
+
+_tokens = count()
 
 
 def process_of(domain: Domain) -> DomainProcess:
@@ -53,11 +56,12 @@ async def request_shutdown(xend: Xend, domain: Domain, request: str) -> None:
     taken = asyncio.Event()
 
     def look(*_: object) -> None:
-        if not xend.store.exists(node) or not xend.store.read(node):
+        if not xend.store.local.exists(node) or not xend.store.local.read(node):
             taken.set()
 
-    xend.store.write(node, request.encode())
-    unwatch = xend.store.watch(node, f"shutdown-{domain.domid}", look)
+    xend.store.local.write(node, request.encode())
+    token = f"shutdown-{next(_tokens)}"
+    xend.store.local.watch(node, token, look)
     gone = asyncio.ensure_future(process.gone.wait())
     noted = asyncio.ensure_future(taken.wait())
     any_of: list[asyncio.Future[Any]] = [gone, noted, domain.settled]
@@ -68,11 +72,11 @@ async def request_shutdown(xend: Xend, domain: Domain, request: str) -> None:
             return_when=asyncio.FIRST_COMPLETED,
         )
     finally:
-        unwatch()
+        xend.store.local.unwatch(node, token)
         gone.cancel()
         noted.cancel()
     if not done:
-        xend.store.write(node, b"")
+        xend.store.local.write(node, b"")
         raise UserError(
             f"{who} did not take note of the request in {ACKNOWLEDGE_SECONDS:.0f} s",
             f"look at its console (xl console {domain.domid}), or end it: xl destroy",
@@ -90,7 +94,7 @@ async def rename(xend: Xend, domain: Domain, name: str) -> None:
         raise UserError(error.message, "choose another name", 1) from None
     record.name = name
     xend.registry.save(record)
-    xenstore_layout.rename_domain(xend.store, record)
+    xenstore_layout.rename_domain(xend.store.local, record)
     xend.events.publish("renamed", domid=record.domid, name=name)
     # It matters only for the words of its own log.
     with contextlib.suppress(ProcessGone):

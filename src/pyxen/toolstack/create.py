@@ -29,11 +29,12 @@ async def create(
     paused: bool = False,
     monitor: bool = True,
     predecessor: DomainRecord | None = None,
+    restarts: int = 0,
 ) -> Domain:
     """Create a domain from libxl's JSON. On any failure, and when cancelled, nothing remains.
 
-    `predecessor` is the domain that this one replaces: it may still hold the uuid. Raises
-    UserError.
+    `predecessor` is the domain that this one replaces (it may still hold the uuid), `restarts` how
+    often that happened in quick succession. Raises UserError.
     """
     spec = libxl_json.domain_spec(config)
     name, uuid = libxl_json.name_of(config), libxl_json.uuid_of(config)
@@ -46,7 +47,7 @@ async def create(
         )
         undo.callback(xend.registry.remove, record.domid)
         record.monitor = monitor
-        record.restarted = predecessor is not None
+        record.restarted, record.restarts = predecessor is not None, restarts
         record.start_time = time.time()
         record.spec = {
             "domid": record.domid,
@@ -101,7 +102,7 @@ def _introduce(xend: Xend, domain: Domain, undo: AsyncExitStack) -> None:
     """Make the domain known to xenstore."""
     record = domain.record
     undo.callback(remove_nodes, xend, record)
-    xenstore_layout.write_domain(xend.store, record)
+    xenstore_layout.write_domain(xend.store.local, record)
     undo.callback(xend.store.release, record.domid)
     xend.store.introduce(record.domid, record.built.get("store_mfn", 0), record.spec["store_port"])
 

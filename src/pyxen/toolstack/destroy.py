@@ -42,4 +42,4 @@ async def _destroy(xend: Xend, domain: Domain, phase: str) -> None:
 def remove_nodes(xend: Xend, record: DomainRecord) -> None:
     """Remove the domain's xenstore nodes; /vm stays if another domain has the same uuid."""
     alone = all(r.domid == record.domid for r in xend.registry.users_of_uuid(record.uuid))
-    xenstore_layout.remove_domain(xend.store, record.domid, record.uuid if alone else None)
+    xenstore_layout.remove_domain(xend.store.local, record.domid, record.uuid if alone else None)

@@ -81,7 +81,7 @@ async def _rename_and_restart(xend: Xend, domain: Domain) -> None:
     record.name += time.strftime("-%Y%m%dT%H%MZ", time.gmtime())
     record.monitor = False
     xend.registry.save(record)
-    xenstore_layout.rename_domain(xend.store, record)
+    xenstore_layout.rename_domain(xend.store.local, record)
     successor = await _start_again(xend, domain, config, restarts)
     domain.settle(destroyed=False, successor=successor)
 
@@ -104,11 +104,9 @@ async def _start_again(xend: Xend, domain: Domain, config: JsonObject, restarts:
         xend.dmesg.say(f"{name}: ended {restarts} times right after its start; not started again")
         return None
     try:
-        successor = await create(xend, config, predecessor=domain.record)
+        successor = await create(xend, config, predecessor=domain.record, restarts=restarts)
     except UserError as error:
         xend.dmesg.say(f"{name}: not started again: {error.message}")
         xend.events.publish("restart-failed", name=name, message=error.message)
         return None
-    successor.record.restarts = restarts
-    xend.registry.save(successor.record)
     return successor.domid

@@ -134,7 +134,7 @@ async def op_rename(xend: Xend, request: JsonObject) -> Any:
     elif name != xend.registry.host_name:
         xend.registry.check_name(name)
         xend.registry.host_name = name
-        xend.store.write(f"{xenstore_layout.domain_path(0)}/name", name.encode())
+        xend.store.local.write(f"{xenstore_layout.domain_path(0)}/name", name.encode())
     return {}
 
 
@@ -199,8 +199,8 @@ class Toolstack:
 
     def prepare_host(self, xend: Xend) -> None:
         """Enter Domain-0 into xenstore, or learn its name from there."""
-        xenstore_layout.write_host(xend.store, host.memory_kib()[0])
-        name = xend.store.read(f"{xenstore_layout.domain_path(0)}/name")
+        xenstore_layout.write_host(xend.store.local, host.memory_kib()[0])
+        name = xend.store.local.read(f"{xenstore_layout.domain_path(0)}/name")
         xend.registry.host_name = name.decode(errors="replace")
 
     async def recover(self, xend: Xend, domain: Domain) -> None:

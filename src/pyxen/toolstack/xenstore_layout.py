@@ -7,15 +7,13 @@ permissions of its parent.
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from pyxen.errors import XenError
 from pyxen.xend.record import DomainRecord
 from pyxen.xend.registry import HOST_NAME
 
 if TYPE_CHECKING:
-    from pyxen.xenstored.server import XenStored
+    from pyxen.xenstored.local import LocalClient, LocalTransaction
 
 CONSOLE_LIMIT_BYTES = 1 << 20
 XENBUS_INITIALISING = "1"
@@ -36,28 +34,12 @@ GUEST_WRITES = (
 """Nodes of the guest's own directory that belong to the guest."""
 
 
-class Writer(Protocol):
-    """The part of xenstore's local client that is needed here; a transaction has it too."""
-
-    def write(self, path: str, value: bytes) -> None:
-        """Set a value; makes the node and its parents where they are missing."""
-
-    def mkdir(self, path: str) -> None:
-        """Make an empty node."""
-
-    def rm(self, path: str) -> None:
-        """Remove a node and all below it."""
-
-    def set_perms(self, path: str, perms: list[str]) -> None:
-        """Set permissions, as `n0`, `r5`."""
-
-
 def domain_path(domid: int) -> str:
     """The guest's own directory; GET_DOMAIN_PATH says so too."""
     return f"/local/domain/{domid}"
 
 
-def write_host(store: XenStored, total_kib: int) -> None:
+def write_host(store: LocalClient, total_kib: int) -> None:
     """The nodes of Domain-0 and of xenstored itself; what is there already stays."""
     host = domain_path(0)
     nodes = {
@@ -75,7 +57,7 @@ def write_host(store: XenStored, total_kib: int) -> None:
             store.write(path, value.encode())
 
 
-def write_domain(store: XenStored, record: DomainRecord) -> None:
+def write_domain(store: LocalClient, record: DomainRecord) -> None:
     """Every node that a domain has before its guest runs, in one transaction."""
     with store.transaction() as t:
         _write_identity(t, record)
@@ -87,17 +69,17 @@ def _read_only(domid: int) -> list[str]:
     return ["n0", f"r{domid}"]
 
 
-def _node(t: Writer, path: str, perms: list[str]) -> None:
+def _node(t: LocalTransaction, path: str, perms: list[str]) -> None:
     t.write(path, b"")
     t.set_perms(path, perms)
 
 
-def _write_identity(t: Writer, record: DomainRecord) -> None:
+def _write_identity(t: LocalTransaction, record: DomainRecord) -> None:
     """Who it is, and the nodes that belong to the guest."""
     domid, read_only = record.domid, _read_only(record.domid)
     home, vm, libxl = domain_path(domid), f"/vm/{record.uuid}", f"/libxl/{domid}"
     for path in (home, vm, libxl):
-        _remove(t, path)
+        t.rm(path)
     _node(t, home, read_only)
     _node(t, vm, read_only)
     t.write(f"{libxl}/device", b"")
@@ -115,7 +97,7 @@ def _write_identity(t: Writer, record: DomainRecord) -> None:
     t.write(f"{vm}/name", record.name.encode())
 
 
-def _write_build(t: Writer, record: DomainRecord) -> None:
+def _write_build(t: LocalTransaction, record: DomainRecord) -> None:
     """What was built, and from what."""
     spec, home, vm = record.spec, domain_path(record.domid), f"/vm/{record.uuid}"
     nodes = {
@@ -140,7 +122,7 @@ def _write_build(t: Writer, record: DomainRecord) -> None:
         t.write(path, str(value).encode())
 
 
-def _write_console(t: Writer, record: DomainRecord) -> None:
+def _write_console(t: LocalTransaction, record: DomainRecord) -> None:
     """The primary console: no ring negotiation, its page and port are given by the builder."""
     domid, read_only = record.domid, _read_only(record.domid)
     front, back = f"{domain_path(domid)}/console", f"{domain_path(0)}/backend/console/{domid}/0"
@@ -173,28 +155,22 @@ def _write_console(t: Writer, record: DomainRecord) -> None:
     t.set_perms(f"{front}/backend-id", [f"n{domid}", "r0"])
 
 
-def rename_domain(store: XenStored, record: DomainRecord) -> None:
+def rename_domain(store: LocalClient, record: DomainRecord) -> None:
     """Enter a domain's new name."""
     store.write(f"{domain_path(record.domid)}/name", record.name.encode())
     store.write(f"/vm/{record.uuid}/name", record.name.encode())
 
 
-def remove_domain(store: XenStored, domid: int, uuid: str | None) -> None:
+def remove_domain(store: LocalClient, domid: int, uuid: str | None) -> None:
     """Remove every node of a domain; `uuid` None leaves /vm alone (another domain uses it)."""
     with store.transaction() as t:
-        _remove(t, domain_path(domid))
-        _remove(t, f"/libxl/{domid}")
+        t.rm(domain_path(domid))
+        t.rm(f"/libxl/{domid}")
         if uuid is not None:
-            _remove(t, f"/vm/{uuid}")
+            t.rm(f"/vm/{uuid}")
         backends = f"{domain_path(0)}/backend"
-        kinds = store.directory(backends) if store.exists(backends) else []
+        kinds = t.directory(backends) if t.exists(backends) else []
         for kind in kinds:
-            _remove(t, f"{backends}/{kind}/{domid}")
-            if not [d for d in store.directory(f"{backends}/{kind}") if d != str(domid)]:
-                _remove(t, f"{backends}/{kind}")
-
-
-def _remove(t: Writer, path: str) -> None:
-    # Refused when it is not there, or its parent is not.
-    with contextlib.suppress(XenError):
-        t.rm(path)
+            t.rm(f"{backends}/{kind}/{domid}")
+            if not t.directory(f"{backends}/{kind}"):
+                t.rm(f"{backends}/{kind}")

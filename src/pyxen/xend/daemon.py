@@ -70,6 +70,9 @@ class Xend:
 
     async def run(self, ready: int | None = None) -> None:
         """Serve until `stop`. `ready`: a descriptor to write "ready" to when xl can be answered."""
+        if ready is not None:
+            # It was inherited; domain processes must not inherit it in turn.
+            os.set_inheritable(ready, False)
         self.paths.make()
         with hold_lock(self.paths):
             api_socket = listen_unix(self.paths.xend_socket)
@@ -91,7 +94,7 @@ class Xend:
         self.store = XenStored(self.paths.journal)
         self.toolstack.prepare_host(self)
         await asyncio.gather(*(self._adopt(record) for record in list(self.registry)))
-        store_task = self.background(self.store.serve(store_socket))
+        await self.store.serve(store_socket)
         await self._api.serve(api_socket)
         log.info("ready, %d domains", len(self.domains))
         if ready is not None:
@@ -100,12 +103,12 @@ class Xend:
         await self.stop.wait()
         log.info("stopping; %d domains run on", len(self.domains))
         await self._api.close()
-        store_task.cancel()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self.nursery.close()
         await asyncio.gather(*(domain.close() for domain in self.domains.values()))
+        await self.store.close()
 
     def background(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something beside everything else; its failure is logged, not lost."""
@@ -180,6 +183,7 @@ class Xend:
         """The guest ended by itself; begin what its configuration says for that."""
         domain.record.shutdown_reason = reason
         self.registry.save(domain.record)
+        self.store.notify_shutdown(domain.domid)
         self.dmesg.say(f"d{domain.domid}: shut down, reason {reason}")
         self.events.publish("shutdown", domid=domain.domid, name=domain.record.name, reason=reason)
         self.background(self.toolstack.domain_ended(self, domain))

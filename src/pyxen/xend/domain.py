@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyxen.errors import XenError
+from pyxen.proto.xs import ProtocolError
 from pyxen.xend.process import DomainProcess, ProcessGone
 from pyxen.xend.record import DomainRecord, JsonObject
 
@@ -68,8 +70,9 @@ class Domain:
                 return
             try:
                 await store.attach_guest(self.domid, reader, writer)
-            except Exception:
-                log.exception("domain %d: xenstore connection failed", self.domid)
+            except (ProtocolError, XenError) as error:
+                log.error("domain %d: no xenstore for it: %s", self.domid, error)
+                return
             finally:
                 writer.close()
             with contextlib.suppress(TimeoutError):

@@ -19,6 +19,8 @@ HOST = DomId(0)
 HOST_NAME = "Domain-0"
 HOST_UUID = "00000000-0000-0000-0000-000000000000"
 
+NAME_BYTES = 255
+
 FIRST_RESERVED = 0x7FF0
 """DOMID_FIRST_RESERVED of public/xen.h: guests are numbered below it."""
 
@@ -84,8 +86,8 @@ class Registry:
 
     def check_name(self, name: str) -> None:
         """UserError unless a domain may take this name now."""
-        if not name or "\0" in name:
-            raise UserError("a domain needs a name", exit_code=3)
+        if not 0 < len(name.encode()) <= NAME_BYTES or "\0" in name:
+            raise UserError(f"a domain's name has 1 to {NAME_BYTES} bytes", exit_code=3)
         holder = self.named(name)
         if holder is None and name != self.host_name:
             return

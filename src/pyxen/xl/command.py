@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from getopt import GetoptError, gnu_getopt
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyxen.errors import UserError
@@ -26,7 +28,7 @@ class Command(NamedTuple):
     summary: str = ""
     options: tuple[tuple[str, str], ...] = ()
     short: str = ""
-    long: dict[str, str] = {}
+    long: Mapping[str, str] = MappingProxyType({})
     modifies: bool = False
     dry_run: bool = False
     arguments: int = 0

@@ -57,9 +57,10 @@ def list_header(given: Words) -> str:
 
 def list_line(entry: dict[str, Any], given: Words) -> str:
     """One domain's line of `xl list`."""
+    seconds = entry["cpu_time_ns"] / 1e9
     line = (
         f"{entry['name']:<40} {entry['domid']:>5} {entry['memory_kib'] // 1024:>5}"
-        f" {entry['vcpus_online']:>5}     {state_letters(entry)}  {entry['cpu_time_ns'] / 1e9:>8.1f}"
+        f" {entry['vcpus_online']:>5}     {state_letters(entry)}  {seconds:>8.1f}"
     )
     reason = entry.get("shutdown_reason")
     if given.has("v"):

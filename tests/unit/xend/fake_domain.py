@@ -1,0 +1,183 @@
+"""A domain process without a guest: it speaks the control protocol and does what it is told.
+
+The kernel's command line tells it: `refuse` (build fails), `die` (the process dies while building),
+`hang` (building never ends), `deaf` (no xenstore client), `loop` (it ends right after its start),
+`end=REASON` (it ends at once when it runs). What is typed on its console comes back; a typed line
+`end REASON` ends the guest, `exit` kills the process.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from pyxen.paths import listen_unix
+from pyxen.proto import xs
+
+
+class Guest:
+    def __init__(self, spec):
+        self.spec = spec
+        self.words = spec["cmdline"].split()
+        self.pauses = 0
+        self.reason = None
+        self.built = False
+        self.console = b""
+        self.consoles = []
+        self.controls = []
+        self.stopped = asyncio.Event()
+
+    def say(self, data):
+        self.console += data
+        for writer in self.consoles:
+            writer.write(data)
+
+    def event(self, **message):
+        for writer in self.controls:
+            writer.write(json.dumps(message).encode() + b"\n")
+
+    def end(self, reason):
+        if self.reason is not None:
+            return
+        self.reason = reason
+        self.say(f"guest: {reason}\r\n".encode())
+        if reason == "crash":
+            report = Path(self.spec["log_dir"]) / "crash.txt"
+            report.write_text("RIP: the report\n")
+            self.event(event="crash", report=str(report))
+        self.event(event="shutdown", reason=reason)
+
+    def run(self):
+        self.say(b"guest: hello\r\n")
+        for word in self.words:
+            if word.startswith("end="):
+                self.end(word[4:])
+
+    def status(self):
+        paused = self.pauses > 0
+        down = self.reason is not None
+        return {
+            "state": {
+                "running": False,
+                "blocked": not (paused or down),
+                "paused": paused,
+                "shutdown": down,
+                "crashed": self.reason == "crash",
+                "dying": False,
+            },
+            "shutdown_reason": self.reason,
+            "cpu_time_ns": 1_500_000_000,
+            "memory_kib": self.spec["memory_kib"],
+            "maxmem_kib": self.spec["maxmem_kib"],
+            "vcpus_online": self.spec["vcpus"],
+            "vcpus": [
+                {
+                    "id": vcpu,
+                    "state": "blocked" if vcpu < self.spec["vcpus"] else "offline",
+                    "cpu_time_ns": 0,
+                }
+                for vcpu in range(self.spec["maxvcpus"])
+            ],
+            "pause_count": self.pauses,
+            "tty": "/dev/pts/77",
+        }
+
+    async def command(self, cmd):
+        if cmd == "build":
+            if "die" in self.words:
+                print("fake: this is why it died", file=sys.stderr, flush=True)
+                os._exit(3)
+            if "refuse" in self.words:
+                return {"error": {"message": "no such kernel", "hint": "buy one", "exit_code": 3}}
+            if "hang" in self.words:
+                await asyncio.Event().wait()
+            self.pauses = 1
+            return {"ok": {"store_mfn": 4242, "console_mfn": 4243, "tty": "/dev/pts/77"}}
+        if cmd == "pause":
+            self.pauses += 1
+        elif cmd == "unpause":
+            if not self.pauses:
+                return {"error": {"message": "not paused", "hint": "", "exit_code": 1}}
+            self.pauses -= 1
+            if not self.pauses and self.reason is None:
+                self.run()
+        elif cmd == "destroy":
+            asyncio.get_running_loop().call_soon(self.stopped.set)
+        return {"ok": self.status() if cmd == "status" else {}}
+
+    async def control(self, reader, writer):
+        self.controls.append(writer)
+        while line := await reader.readline():
+            request = json.loads(line)
+            answer = {"id": request["id"], **await self.command(request["cmd"])}
+            writer.write(json.dumps(answer).encode() + b"\n")
+        self.controls.remove(writer)
+
+    async def user(self, reader, writer, replay):
+        if replay:
+            writer.write(self.console if replay < 0 else self.console[-replay:])
+        self.consoles.append(writer)
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(4096):
+                self.say(data)
+                for line in data.decode().splitlines():
+                    if line.startswith("end "):
+                        self.end(line[4:])
+                    if line == "exit":
+                        os._exit(7)
+        self.consoles.remove(writer)
+
+    async def xenstore(self, reader, writer):
+        """A guest that shuts down when control/shutdown says so, as Linux does."""
+        if "deaf" in self.words:
+            await reader.read()
+            return
+        stream = xs.MessageStream()
+        node = "control/shutdown"
+
+        def ask(request):
+            writer.write(xs.request_message(request, 1).pack())
+
+        ask(xs.Watch(node, "t"))
+        while data := await reader.read(4096):
+            stream.feed(data)
+            for message in stream:
+                if message.op == xs.Op.WATCH_EVENT:
+                    ask(xs.Read(node))
+                elif message.op == xs.Op.READ and message.payload:
+                    ask(xs.Write(node, b""))
+                    self.end(message.payload.decode())
+
+    async def client(self, reader, writer):
+        try:
+            header = json.loads(await reader.readline())
+            stream = header["stream"]
+            if stream == "control":
+                await self.control(reader, writer)
+            elif stream == "console":
+                await self.user(reader, writer, header["replay"])
+            elif stream == "xenstore":
+                await self.xenstore(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+
+async def main():
+    spec = json.loads(sys.stdin.readline())
+    guest = Guest(spec)
+    sock = listen_unix(Path(spec["run_dir"]) / "control.sock")
+    sock.setblocking(False)
+    async with await asyncio.start_unix_server(guest.client, sock=sock):
+        await guest.stopped.wait()
+        for writer in guest.consoles:
+            await writer.drain()
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    asyncio.run(main())
