@@ -1,0 +1,56 @@
+"""The guest that is measured: the demo's kernel and initramfs, and one program more."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pyxen.errors import UserError
+from pyxen.image.cpio import CpioWriter
+from pyxen.image.demo import build_demo
+
+PROGRAM: Final = "guestbench"
+SOURCE: Final = Path(__file__).parent / "guest" / f"{PROGRAM}.c"
+MEMORY_MIB: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BenchImage:
+    """What every peer boots."""
+
+    kernel: Path
+    initramfs: Path
+    release: str
+
+    def facts(self) -> dict[str, str]:
+        """What tells one image from another."""
+        return {
+            "kernel_release": self.release,
+            "kernel_sha256": hashlib.sha256(self.kernel.read_bytes()).hexdigest(),
+            "initramfs_sha256": hashlib.sha256(self.initramfs.read_bytes()).hexdigest(),
+        }
+
+
+def build_image(directory: Path) -> BenchImage:
+    """Make kernel and initramfs in `directory`. UserError says what is missing."""
+    demo = build_demo(directory, say=lambda line: None)
+    archive = CpioWriter()
+    archive.file(f"bin/{PROGRAM}", _compile(directory / PROGRAM).read_bytes(), 0o755)
+    # Linux unpacks archives that follow each other one over the other.
+    initramfs = directory / "bench.img"
+    initramfs.write_bytes(demo.ramdisk.read_bytes() + archive.finish())
+    return BenchImage(demo.kernel, initramfs, demo.release)
+
+
+def _compile(program: Path) -> Path:
+    if shutil.which("gcc") is None:
+        raise UserError("there is no C compiler", "apt-get install gcc libc6-dev")
+    command = ["gcc", "-O2", "-static", "-s", "-Wall", "-o", str(program), str(SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{SOURCE.name} does not compile:\n{done.stderr}", "is libc6-dev there?")
+    return program

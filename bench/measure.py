@@ -1,0 +1,150 @@
+"""One boot of one peer, measured; and what is measured once: idleness, xl itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from bench.console import GuestFailure
+from bench.image import PROGRAM
+from bench.metrics import SECTIONS
+from bench.peers import Guest, Peer, PyxenPeer
+from bench.processes import cpu_seconds, proportional_mib, resident_mib
+from pyxen.image.demo import PROMPT
+
+BOOT_S: Final = 60.0
+SECTION_S: Final = 60.0
+SETTLE_S: Final = 1.0
+"""Before a boot: what the last guest left behind is cleared away, xend's next process is ready."""
+IDLE_SETTLE_S: Final = 5.0
+_BANNER: Final = b"Linux version"
+_USER_SPACE: Final = b"as init process"
+
+
+@dataclass(slots=True)
+class Run:
+    """The numbers of one guest, and how far the guest's clock was from the host's.
+
+    clock_error: the largest difference over all sections, as a part of the host's time.
+    """
+
+    peer: str
+    values: dict[str, float] = field(default_factory=dict)
+    clock_error: float = 0.0
+    failure: str = ""
+
+
+def measure_guest(peer: Peer) -> Run:
+    """Boot, run every section, end the guest. A guest that fails is a result, not an error."""
+    run = Run(peer.name)
+    peer.prepare()
+    time.sleep(SETTLE_S)
+    try:
+        with _running(peer) as guest:
+            run.values.update(_boot(guest))
+            _sections(guest, run)
+    except GuestFailure as failure:
+        run.failure = str(failure)
+    return run
+
+
+def measure_cold(peer: PyxenPeer) -> Run:
+    """From `xl create` to the guest's first byte when xend has to be started too."""
+    run = Run(peer.name)
+    peer.close()
+    time.sleep(SETTLE_S)
+    try:
+        with _running(peer) as guest:
+            guest.console.wait_for(b"\n", BOOT_S)
+            run.values["first_byte_cold"] = guest.console.first_byte - guest.begun
+    except GuestFailure as failure:
+        run.failure = str(failure)
+    return run
+
+
+def measure_idle(peer: Peer, seconds: float) -> Run:
+    """CPU time and memory of a guest that waits at its prompt; for pyxen also xl's own times."""
+    run = Run(peer.name)
+    peer.prepare()
+    time.sleep(SETTLE_S)
+    try:
+        with _running(peer) as guest:
+            guest.console.wait_for(PROMPT.encode(), BOOT_S)
+            time.sleep(IDLE_SETTLE_S)
+            pid = guest.pid()
+            begin, cpu = time.monotonic(), cpu_seconds(pid)
+            time.sleep(seconds)
+            used, passed = cpu_seconds(pid) - cpu, time.monotonic() - begin
+            run.values["idle_cpu"] = 100 * used / passed
+            run.values["resident"] = resident_mib(pid)
+            run.values["proportional"] = proportional_mib(pid)
+            if isinstance(peer, PyxenPeer):
+                run.values.update(_commands(peer))
+    except GuestFailure as failure:
+        run.failure = str(failure)
+    return run
+
+
+@contextmanager
+def _running(peer: Peer) -> Iterator[Guest]:
+    guest = peer.start()
+    try:
+        yield guest
+    finally:
+        guest.close()
+
+
+def _boot(guest: Guest) -> dict[str, float]:
+    console = guest.console
+    prompt = console.wait_for(PROMPT.encode(), BOOT_S)
+    times = {
+        "first_byte": console.first_byte,
+        "kernel_banner": console.arrival_of(_BANNER),
+        "user_space": console.arrival_of(_USER_SPACE),
+        "prompt": prompt,
+    }
+    values = {name: when - guest.begun for name, when in times.items() if when is not None}
+    return {**values, "prompt_cpu": cpu_seconds(guest.pid())}
+
+
+def _sections(guest: Guest, run: Run) -> None:
+    console = guest.console
+    console.type(PROGRAM)
+    for section in SECTIONS:
+        begin = console.wait_for(f"@begin {section.name}".encode(), SECTION_S)
+        console.wait_for(f"@result {section.name} ".encode(), SECTION_S)
+        value, unit, elapsed_ns = console.rest_of_line(SECTION_S).split()
+        if unit.decode() != section.unit:
+            raise GuestFailure(f"{section.name} comes in {unit.decode()}, not in {section.unit}")
+        run.values[section.name] = float(value)
+        seconds = console.found_at - begin
+        run.clock_error = max(run.clock_error, abs(int(elapsed_ns) / 1e9 - seconds) / seconds)
+    console.wait_for(b"@end", SECTION_S)
+
+
+def _commands(peer: PyxenPeer) -> dict[str, float]:
+    xend = peer.xend_pid()
+    values = {
+        "xl_list": _median_time(lambda: peer.xl("list")),
+        "xl_create_n": _median_time(lambda: peer.xl("create", "-n", str(peer.config))),
+    }
+    return values if xend is None else {**values, "xend_resident": resident_mib(xend)}
+
+
+def _median_time(operation: Callable[[], object], times: int = 7) -> float:
+    taken = []
+    for _ in range(times):
+        begin = time.monotonic()
+        operation()
+        taken.append(time.monotonic() - begin)
+    return sorted(taken)[times // 2]
+
+
+def measure_python() -> float:
+    """What a Python that does nothing takes, in seconds: the floor of every xl command."""
+    return _median_time(lambda: subprocess.run([sys.executable, "-c", ""], check=True))
