@@ -36,7 +36,7 @@ class MachineMemory:
         entries = XEN_PAGES + guest_pages
         self.m2p_pages = (entries * 8 + PAGE_SIZE - 1) >> PAGE_SHIFT
         self.total_pages = entries + self.m2p_pages
-        size = self.total_pages << PAGE_SHIFT
+        self.size_bytes = size = self.total_pages << PAGE_SHIFT
         self.fd = os.memfd_create("pyxen-guest", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED)

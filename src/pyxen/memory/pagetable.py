@@ -44,36 +44,49 @@ def is_guest_vaddr(vaddr: int, length_bytes: int = 1) -> bool:
 
 
 def entry_maddr(memory: MachineMemory, cr3: int, vaddr: int, level: int = 1) -> int | None:
-    """Machine address of the entry mapping `vaddr` at `level`; None if a level above is absent."""
+    """Machine address of the entry mapping `vaddr` at `level`; None if a level above is absent.
+
+    The tables are the guest's: what points outside of its machine memory counts as absent.
+    """
     words = memory.words
     table = cr3
-    for current in range(4, level, -1):
-        entry = words[(table >> 3) + ((vaddr >> LEVEL_SHIFT[current]) & 511)]
-        if not entry & PTE_PRESENT or (entry & PTE_PSE and current < 4):
-            return None
-        table = entry & PTE_ADDRESS
-    return table + ((vaddr >> LEVEL_SHIFT[level]) & 511) * 8
+    try:
+        for current in range(4, level, -1):
+            entry = words[(table >> 3) + ((vaddr >> LEVEL_SHIFT[current]) & 511)]
+            if not entry & PTE_PRESENT or (entry & PTE_PSE and current < 4):
+                return None
+            table = entry & PTE_ADDRESS
+    except IndexError:
+        return None
+    maddr = table + ((vaddr >> LEVEL_SHIFT[level]) & 511) * 8
+    return maddr if maddr < memory.size_bytes else None
 
 
 def translate(memory: MachineMemory, cr3: int, vaddr: int, *, write: bool = False) -> int | None:
     """Machine address of a guest virtual address for a supervisor access; None is a fault.
 
-    With `write`, every level has to allow writing (CR0.WP is on).
+    With `write`, every level has to allow writing (CR0.WP is on). As in `entry_maddr`, the tables
+    may say anything; the page at the address returned is inside of the machine memory.
     """
     words = memory.words
     need = PTE_PRESENT | PTE_RW if write else PTE_PRESENT
-    e4 = words[(cr3 >> 3) + ((vaddr >> 39) & 511)]
-    if e4 & need != need:
+    try:
+        e4 = words[(cr3 >> 3) + ((vaddr >> 39) & 511)]
+        if e4 & need != need:
+            return None
+        e3 = words[((e4 & PTE_ADDRESS) >> 3) + ((vaddr >> 30) & 511)]
+        if e3 & need != need or e3 & PTE_PSE:
+            return None
+        e2 = words[((e3 & PTE_ADDRESS) >> 3) + ((vaddr >> 21) & 511)]
+        if e2 & need != need:
+            return None
+        if e2 & PTE_PSE:
+            maddr = (e2 & PTE_ADDRESS & ~0x1FFFFF) | (vaddr & 0x1FFFFF)
+        else:
+            e1 = words[((e2 & PTE_ADDRESS) >> 3) + ((vaddr >> 12) & 511)]
+            if e1 & need != need:
+                return None
+            maddr = (e1 & PTE_ADDRESS) | (vaddr & 0xFFF)
+    except IndexError:
         return None
-    e3 = words[((e4 & PTE_ADDRESS) >> 3) + ((vaddr >> 30) & 511)]
-    if e3 & need != need:
-        return None
-    e2 = words[((e3 & PTE_ADDRESS) >> 3) + ((vaddr >> 21) & 511)]
-    if e2 & need != need:
-        return None
-    if e2 & PTE_PSE:
-        return (e2 & PTE_ADDRESS & ~0x1FFFFF) | (vaddr & 0x1FFFFF)
-    e1 = words[((e2 & PTE_ADDRESS) >> 3) + ((vaddr >> 12) & 511)]
-    if e1 & need != need:
-        return None
-    return (e1 & PTE_ADDRESS) | (vaddr & 0xFFF)
+    return maddr if maddr < memory.size_bytes else None
