@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Protocol
 
 from pyxen.errors import UserError
@@ -54,7 +54,12 @@ class Xend:
     """The daemon's parts, as operations use them."""
 
     def __init__(
-        self, paths: Paths, toolstack: Toolstack, command: Sequence[str] = DOMAIN_COMMAND
+        self,
+        paths: Paths,
+        toolstack: Toolstack,
+        command: tuple[str, ...] = DOMAIN_COMMAND,
+        *,
+        spare: bool = True,
     ) -> None:
         self.paths = paths
         self.toolstack = toolstack
@@ -62,7 +67,7 @@ class Xend:
         self.domains: dict[int, Domain] = {}
         self.events = Events()
         self.dmesg = Dmesg(paths.dmesg)
-        self.nursery = Nursery(command, paths.state / "logs")
+        self.nursery = Nursery(command, paths.state / "logs", spare=spare)
         self.store: XenStored
         self.stop = asyncio.Event()
         self._api = Api(self, toolstack.operations)
@@ -97,6 +102,7 @@ class Xend:
         await self.store.serve(store_socket)
         await self._api.serve(api_socket)
         log.info("ready, %d domains", len(self.domains))
+        self.nursery.prepare()
         if ready is not None:
             os.write(ready, b"ready\n")
             os.close(ready)

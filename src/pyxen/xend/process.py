@@ -168,34 +168,33 @@ class DomainProcess:
                 answer.set_exception(ProcessGone(why))
 
 
-def spawn(command: tuple[str, ...], spec: JsonObject, log_path: Path) -> Pid:
-    """Start a domain process of its own session; its output goes to the log, its spec to stdin."""
-    spec_read, spec_write = os.pipe2(os.O_CLOEXEC)
+def start_process(command: tuple[str, ...], spec_fd: int, log_path: Path) -> Pid:
+    """Start a domain process in a session of its own. ProcessGone if it dies at once.
+
+    spec_fd: its stdin, from which it reads its specification. Its output goes to the log.
+    """
     log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        # Before the process exists: a specification that does not fit leaves nothing behind.
-        os.set_blocking(spec_write, False)
-        write_spec(spec_write, spec)
         pid = os.posix_spawn(
             command[0],
             command,
             child_environment(),
             file_actions=[
-                (os.POSIX_SPAWN_DUP2, spec_read, 0),
+                (os.POSIX_SPAWN_DUP2, spec_fd, 0),
                 (os.POSIX_SPAWN_DUP2, log_fd, 1),
                 (os.POSIX_SPAWN_DUP2, log_fd, 2),
             ],
             setsid=True,
         )
     finally:
-        for fd in (spec_read, spec_write, log_fd):
-            os.close(fd)
+        os.close(log_fd)
     return hold_child(pid)
 
 
 def write_spec(fd: int, spec: JsonObject) -> None:
     """Put the whole spec into a pipe. UserError if it does not fit: a pipe holds 64 KiB."""
     line = json.dumps(spec).encode() + b"\n"
+    os.set_blocking(fd, False)
     try:
         whole = os.write(fd, line) == len(line)
     except BlockingIOError:

@@ -7,15 +7,10 @@ import platform
 import sys
 
 from pyxen import __version__
+from pyxen.hypervisor import version
 from pyxen.toolstack import host
 from pyxen.xend.client import Client
 from pyxen.xl.command import Command, Globals
-
-XEN_MAJOR, XEN_MINOR, XEN_EXTRA = 4, 17, ".0"
-"""The Xen whose interfaces pyxen has."""
-
-PV_CAPS = "xen-3.0-x86_64 "
-
 
 def run_info(command: Command, words: list[str], globals_: Globals) -> int:
     """xl info."""
@@ -59,12 +54,13 @@ def _host() -> list[tuple[str, object]]:
 
 
 def _xen() -> list[tuple[str, object]]:
+    major, minor = version.XEN_MAJOR, version.XEN_MINOR
     return [
-        ("xen_major", XEN_MAJOR),
-        ("xen_minor", XEN_MINOR),
-        ("xen_extra", XEN_EXTRA),
-        ("xen_version", f"{XEN_MAJOR}.{XEN_MINOR}{XEN_EXTRA}"),
-        ("xen_caps", PV_CAPS),
+        ("xen_major", major),
+        ("xen_minor", minor),
+        ("xen_extra", version.EXTRAVERSION),
+        ("xen_version", f"{major}.{minor}{version.EXTRAVERSION}"),
+        ("xen_caps", version.CAPABILITIES),
         ("xen_scheduler", "credit2"),
         ("xen_pagesize", 4096),
         ("platform_params", "virt_start=0xffff800000000000"),

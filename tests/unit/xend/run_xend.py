@@ -1,4 +1,4 @@
-"""xend with stand-in domain processes: run_xend.py STATE RUN READY_FD COMMAND…"""
+"""xend with stand-in domain processes: run_xend.py STATE RUN READY_FD spare|alone COMMAND…"""
 
 import asyncio
 import logging
@@ -12,8 +12,9 @@ from pyxen.xend.daemon import Xend
 
 
 async def main():
-    state, run, ready, *command = sys.argv[1:]
-    await Xend(Paths(Path(state), Path(run)), Toolstack(), tuple(command)).run(int(ready))
+    state, run, ready, spare, *command = sys.argv[1:]
+    paths = Paths(Path(state), Path(run))
+    await Xend(paths, Toolstack(), tuple(command), spare=spare == "spare").run(int(ready))
 
 
 if __name__ == "__main__":

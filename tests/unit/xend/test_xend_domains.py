@@ -349,3 +349,45 @@ def test_many_at_once(host):
             if not asked:
                 break
     assert host.names() == []
+
+
+def spare_of(host):
+    """The pid of the waiting process: the one that is neither xend nor a domain."""
+    known = {host.process.pid, *(record["pid"] for record in host.records())}
+    (pid,) = set(processes(host.home)) - known
+    return pid
+
+
+def test_a_spare_process_becomes_the_domain(home):
+    host = Host(home, spare=True).start()
+    try:
+        spare = spare_of(host)
+        domid = host.create("d1")
+        assert host.record(domid)["pid"] == spare
+        assert (host.paths.domain_logs("d1") / str(domid) / "domain.log").exists()
+        host.create("d2")
+        host.call("destroy", domain="d1")
+    finally:
+        host.close()
+    assert list((host.paths.state / "logs").glob(".spare*")) == []
+
+
+def test_a_dead_spare_is_no_loss(home):
+    host = Host(home, spare=True).start()
+    try:
+        os.kill(spare_of(host), signal.SIGKILL)
+        host.create("d1")
+        assert host.names() == ["d1"]
+    finally:
+        host.close()
+
+
+def test_the_spare_ends_with_xend(home):
+    host = Host(home, spare=True).start()
+    fd = os.pidfd_open(spare_of(host))
+    host.kill()
+    import select
+
+    assert select.select([fd], [], [], 30)[0]
+    os.close(fd)
+    host.close()

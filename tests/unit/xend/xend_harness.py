@@ -42,7 +42,8 @@ def config(name="d1", cmdline="", **more):
 class Host:
     """PYXEN_HOME, and whatever runs in it."""
 
-    def __init__(self, home):
+    def __init__(self, home, *, spare=False):
+        self.spare = spare
         self.home = home
         self.paths = Paths(home, home / "run")
         self.process = None
@@ -56,7 +57,12 @@ class Host:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, HERE / "run_xend.py", self.paths.state, self.paths.run),
-                    *(str(write), sys.executable, HERE / "fake_domain.py"),
+                    *(
+                        str(write),
+                        "spare" if self.spare else "alone",
+                        sys.executable,
+                        HERE / "fake_domain.py",
+                    ),
                 ],
                 env=environment(self.home),
                 pass_fds=[write],

@@ -1,0 +1,1 @@
+"""The `pyxen` command: what is pyxen's own and not Xen's."""

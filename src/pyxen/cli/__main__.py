@@ -1,0 +1,5 @@
+"""`python -m pyxen.cli`."""
+
+from pyxen.cli.main import main
+
+raise SystemExit(main())

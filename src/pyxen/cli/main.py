@@ -1,0 +1,61 @@
+"""`pyxen`: doctor, demo image, environment, systemd unit, xend itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from pyxen.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run pyxen with these arguments (the process's own by default); returns the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        run: Callable[[argparse.Namespace], int] = getattr(
+            import_module(f"pyxen.cli.{given.module}"), given.run
+        )
+        return run(given)
+    except UserError as error:
+        print(f"pyxen: {error.message}", file=sys.stderr)
+        for line in error.hint.splitlines():
+            print(f"    {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyxen", description="Xen, in user space.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, where: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        module, run = where.split(":")
+        command.set_defaults(module=module, run=run)
+        return command
+
+    add("doctor", "doctor:run", "Look whether everything that pyxen needs is there.")
+    add("hypercalls", "hypercalls:run", "List the hypercalls and how far each is done.")
+    _add_image(add("image", "image:run", "Make files to start a guest from."))
+    add("env", "system:run_env", 'Print what Xen\'s own tools need, for eval "$(pyxen env)".')
+    add("systemd-unit", "system:run_systemd_unit", "Print a systemd unit for a system-wide xend.")
+    xend = add("xend", "system:run_xend", "Run xend in the foreground.")
+    xend.add_argument("--system", action="store_true", help="use /var/lib/pyxen and /run/pyxen")
+    xend.add_argument("--stop", action="store_true", help="end the xend that runs; domains run on")
+    add("version", "system:run_version", "Print the versions of pyxen and of the Xen it is.")
+    return parser
+
+
+def _add_image(command: argparse.ArgumentParser) -> None:
+    kinds = command.add_subparsers(metavar="IMAGE", required=True)
+    demo = kinds.add_parser("demo", help="Debian's kernel and a small busybox system")
+    demo.add_argument("directory", nargs="?", default=".", help="where to put it (default: here)")
+    demo.add_argument("--kernel", help="another kernel than Debian's")
+    demo.add_argument("--flavour", default="cloud", help="Debian's kernel: cloud (default), full")
+    demo.add_argument("--name", default="demo", help="name of the guest")
+    demo.add_argument("--memory", type=int, default=256, help="its memory in MiB")
+    demo.add_argument("--vcpus", type=int, default=1, help="its vCPUs")
+    demo.add_argument("--refresh", action="store_true", help="fetch newer packages")
