@@ -71,6 +71,7 @@ class Domain:
         self.shutdown_code = ShutdownReason.POWEROFF
         self.watchdogs: dict[int, int] = {}
         self.yielded = False
+        self.work_left = 0
         self.timers_changed = False
         self.last_words = b""
         self.on_shutdown: Callable[[ShutdownReason], None] = lambda reason: None

@@ -40,7 +40,7 @@ class Reservation:
         """
         if not self._memory.is_guest_frame(mfn) or not self._frames.is_domains(mfn):
             raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's")
-        if FrameType.L1 <= self._frames.type(mfn) <= FrameType.SEGDESC:
+        if self._frames.is_table(mfn):
             raise XenError(E.BUSY, f"frame {mfn:#x} is in use as {self._frames.type(mfn).name}")
         # COMMIT
         self._frames.take_from_domain(mfn)

@@ -23,13 +23,15 @@ from pyxen.cpu.base import (
 from pyxen.errors import DomainCrash, XenError
 from pyxen.hypervisor import emulate, page_table_write, trap
 from pyxen.hypervisor.domain import Domain, ShutdownReason
-from pyxen.hypervisor.hypercall import table
+from pyxen.hypervisor.hypercall import continuation, table
 from pyxen.hypervisor.hypercall.vcpu_op import publish_runstate, publish_time
 from pyxen.hypervisor.vcpu import RunState, Vcpu
+from pyxen.types import U64
 
 TIME_SLICE_NS = 5_000_000
 _PF_PRESENT, _PF_WRITE, _PF_USER = 1, 2, 4
 _SOFT_INT_BYTES = 2
+_SYSCALL_BYTES = 2
 
 
 class World(Protocol):
@@ -126,7 +128,14 @@ class RunLoop:
             d.pv.record_hypercall(number, (), 0)
             return
         arguments = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8)
-        regs.rax = table.call(d, vcpu, number, arguments)
+        continuation.begin(d)
+        try:
+            regs.rax = table.call(d, vcpu, number, arguments)
+        except continuation.Continue as left:
+            regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8 = (
+                left.arguments + arguments[len(left.arguments) :]
+            )
+            regs.rip = (regs.rip - _SYSCALL_BYTES) & U64
 
     def _trap(self, vcpu: Vcpu, reason: Trap) -> None:
         d, engine = self.domain, self.domain.engine
@@ -163,7 +172,8 @@ class RunLoop:
         if vcpu.pv.traps_address[reason.vector] and gate_privilege >= privilege:
             return Trap(reason.vector, software=True)
         regs = self.domain.engine.regs
-        regs.rip -= 1 if reason.vector in (trap.TRAP_int3, trap.TRAP_overflow) else _SOFT_INT_BYTES
+        one_byte = reason.vector in (trap.TRAP_int3, trap.TRAP_overflow)
+        regs.rip = (regs.rip - (1 if one_byte else _SOFT_INT_BYTES)) & U64
         return Trap(trap.TRAP_gp_fault, reason.vector * 8 + 2)
 
     def _pick(self) -> Vcpu | None:

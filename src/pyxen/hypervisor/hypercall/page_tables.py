@@ -7,6 +7,7 @@ writes): it may only name frames that are the guest's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pyxen.abi.errno import E
 from pyxen.abi.xen import (
@@ -38,6 +39,7 @@ from pyxen.abi.xen import (
 )
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
 from pyxen.hypervisor.hypercall.descriptors import set_ldt
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
@@ -52,10 +54,10 @@ from pyxen.memory.pagetable import (
     frame_of,
     is_guest_vaddr,
 )
-from pyxen.types import U32
+from pyxen.types import U16, U32, U64
 
 MMU_UPDATE_PREEMPTED = 1 << 31
-MAX_BATCH = 1 << 16
+_FOREIGN_TABLES_SHIFT = 16
 
 
 def check_entry(d: Domain, entry: int, maddr: int) -> None:
@@ -72,25 +74,23 @@ def check_entry(d: Domain, entry: int, maddr: int) -> None:
 
 def mmu_update(d: Domain, v: Vcpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
     """HYPERVISOR_mmu_update: `done` is how many requests were carried out, also on an error."""
-    if foreigndom & 0xFFFF not in (DOMID_SELF, d.domid) or foreigndom >> 16 & U32:
+    tables = (foreigndom & U32) >> _FOREIGN_TABLES_SHIFT
+    if foreigndom & U16 not in (DOMID_SELF, d.domid) or tables not in (0, d.domid + 1):
         raise XenError(E.PERM, "page tables of another domain")
-    count &= ~MMU_UPDATE_PREEMPTED & U32
-    return _batch(d, ureqs, count, pdone, MmuUpdate.SIZE, lambda raw: _update(d, raw))
+    batch = _Batch(ureqs, count, pdone, foreigndom, MmuUpdate.SIZE)
+    return _run(d, batch, lambda raw: _update(d, raw))
 
 
 def _update(d: Domain, raw: bytes) -> None:
     request = MmuUpdate.unpack(raw)
-    command, maddr = request.ptr & 3, request.ptr & ~7
+    command, maddr = request.ptr & 7, request.ptr & ~7
     frame = maddr >> 12
+    if command > MMU_PT_UPDATE_NO_TRANSLATE:
+        raise XenError(E.NOSYS, f"update command {command}")
+    _check_own(d, frame)
     if command == MMU_MACHPHYS_UPDATE:
-        if not d.memory.is_guest_frame(frame) or not d.frames.is_domains(frame):
-            raise XenError(E.PERM, f"frame {frame:#x} is not the domain's")
         d.reservation.set_m2p(frame, request.val)
         return
-    if command == MMU_PT_UPDATE_NO_TRANSLATE or request.ptr & 4:
-        raise XenError(E.INVAL if request.ptr & 4 else E.NOSYS)
-    if not d.memory.is_guest_frame(frame) or not d.frames.is_domains(frame):
-        raise XenError(E.INVAL, f"frame {frame:#x} is not the domain's")
     check_entry(d, request.val, maddr)
     # COMMIT
     value = request.val
@@ -104,6 +104,7 @@ def update_va_mapping(d: Domain, v: Vcpu, vaddr: int, value: int, flags: int) ->
     maddr = entry_maddr(d.memory, d.space.cr3, vaddr) if is_guest_vaddr(vaddr) else None
     if maddr is None:
         raise XenError(E.INVAL, f"{vaddr:#x} has no page table")
+    _check_own(d, maddr >> 12)
     check_entry(d, value, maddr)
     # COMMIT
     d.memory.write_u64(maddr, value)
@@ -119,23 +120,24 @@ def update_va_mapping_otherdomain(
     d: Domain, v: Vcpu, vaddr: int, value: int, flags: int, domid: int
 ) -> int:
     """HYPERVISOR_update_va_mapping_otherdomain: only for the domain itself."""
-    if domid & 0xFFFF not in (DOMID_SELF, d.domid):
+    if domid & U16 not in (DOMID_SELF, d.domid):
         raise XenError(E.PERM, "a mapping of another domain's frame")
     return update_va_mapping(d, v, vaddr, value, flags)
 
 
 def mmuext_op(d: Domain, v: Vcpu, uops: int, count: int, pdone: int, foreigndom: int) -> int:
     """HYPERVISOR_mmuext_op."""
-    if foreigndom & 0xFFFF not in (DOMID_SELF, d.domid, DOMID_IO):
+    if foreigndom & U16 not in (DOMID_SELF, d.domid, DOMID_IO):
         raise XenError(E.PERM, "operations on another domain")
-    count &= ~MMU_UPDATE_PREEMPTED & U32
-    return _batch(d, uops, count, pdone, MmuextOp.SIZE, lambda raw: _extended(d, v, raw))
+    batch = _Batch(uops, count, pdone, foreigndom, MmuextOp.SIZE)
+    return _run(d, batch, lambda raw: _extended(d, v, raw))
 
 
 def _extended(d: Domain, v: Vcpu, raw: bytes) -> None:
     op = MmuextOp.unpack(raw)
     command = op.cmd
     if MMUEXT_PIN_L1_TABLE <= command <= MMUEXT_PIN_L4_TABLE:
+        _check_own(d, op.arg1)
         d.frames.pin(op.arg1, FrameType(command - MMUEXT_PIN_L1_TABLE + 1))
         if command == MMUEXT_PIN_L4_TABLE:
             layout.set_xen_slots(d.memory, op.arg1)
@@ -155,10 +157,10 @@ def _extended(d: Domain, v: Vcpu, raw: bytes) -> None:
     elif command == MMUEXT_SET_LDT:
         set_ldt(d, v, op.arg1, op.arg2 & U32)
     elif command == MMUEXT_CLEAR_PAGE:
-        _check_own(d, op.arg1)
+        _check_writable(d, op.arg1)
         d.memory.zero_page(op.arg1)
     elif command == MMUEXT_COPY_PAGE:
-        _check_own(d, op.arg1)
+        _check_writable(d, op.arg1)
         _check_own(d, op.arg2)
         d.memory.copy_page(op.arg1, op.arg2)
     elif command == MMUEXT_FLUSH_CACHE:
@@ -172,18 +174,43 @@ def _check_own(d: Domain, mfn: int) -> None:
         raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's")
 
 
-def _batch(
-    d: Domain, vaddr: int, count: int, pdone: int, size: int, act: Callable[[bytes], None]
-) -> int:
-    """Do `act` on each of the guest's records; report how many were done, also on an error."""
-    if count > MAX_BATCH:
-        raise XenError(E.INVAL, f"{count} operations at once")
-    done = 0
+def _check_writable(d: Domain, mfn: int) -> None:
+    _check_own(d, mfn)
+    if d.frames.is_table(mfn):
+        raise XenError(E.INVAL, f"frame {mfn:#x} is in use as {d.frames.type(mfn).name}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The arguments that mmu_update and mmuext_op share; `size` is that of a record."""
+
+    vaddr: int
+    count: int
+    pdone: int
+    foreigndom: int
+    size: int
+
+
+def _run(d: Domain, batch: _Batch, act: Callable[[bytes], None]) -> int:
+    """Do `act` on each of the guest's records; report how many were done, also on an error.
+
+    Raises: Continue after a while; `done` then counts on from what it says.
+    """
+    count, before, done = batch.count & U32, 0, 0
+    if count & MMU_UPDATE_PREEMPTED:
+        count &= ~MMU_UPDATE_PREEMPTED
+        before = int.from_bytes(d.space.try_read(batch.pdone, 4) or b"", "little")
     try:
         while done < count:
-            act(d.space.read(vaddr + done * size, size))
+            at = batch.vaddr + done * batch.size & U64
+            if done and exhausted(d):
+                left = count - done | MMU_UPDATE_PREEMPTED
+                raise Continue(at, left, batch.pdone, batch.foreigndom)
+            act(d.space.read(at, batch.size))
+            work(d)
             done += 1
     finally:
-        if pdone:
-            d.space.write_u32(pdone, done)
+        if batch.pdone:
+            # As in Xen, nobody hears of it if that cannot be written.
+            d.space.try_write(batch.pdone, (before + done & U32).to_bytes(4, "little"))
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from struct import Struct
 
 from pyxen.abi.errno import E
 from pyxen.errors import XenError
@@ -17,6 +18,7 @@ from pyxen.hypervisor.hypercall import cpu_state as cpu
 from pyxen.hypervisor.hypercall import descriptors as desc
 from pyxen.hypervisor.hypercall import page_tables as pt
 from pyxen.hypervisor.hypercall.console_io import console_io
+from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
 from pyxen.hypervisor.hypercall.event_channel_op import event_channel_op
 from pyxen.hypervisor.hypercall.grant_table_op import grant_table_op
 from pyxen.hypervisor.hypercall.memory_op import memory_op
@@ -25,12 +27,13 @@ from pyxen.hypervisor.hypercall.sched_op import sched_op
 from pyxen.hypervisor.hypercall.vcpu_op import set_timer_op, vcpu_op
 from pyxen.hypervisor.hypercall.xen_version import xen_version
 from pyxen.hypervisor.vcpu import Vcpu
-from pyxen.types import U64
+from pyxen.types import U32, U64
 
 IRET = 23
 MULTICALL = 13
-MAX_MULTICALL = 4096
 _MULTICALL_ENTRY_BYTES = 64
+_MULTICALL_RESULT = 8
+_MULTICALL_ARGUMENTS = 16
 
 Handler = Callable[..., int]
 
@@ -69,20 +72,27 @@ def _missing(number: int, name: str, note: str, errno: E = E.NOSYS) -> Row:
 
 
 def multicall(d: Domain, v: Vcpu, calls: int, count: int) -> int:
-    """HYPERVISOR_multicall: a list of hypercalls, each with a result of its own; no nesting."""
-    if count > MAX_MULTICALL:
-        raise XenError(E.INVAL, f"{count} calls at once")
+    """HYPERVISOR_multicall: a list of hypercalls, each with a result of its own; no nesting.
+
+    One that blocks the vCPU leaves the rest of the list for when it runs again.
+    """
+    count &= U32
     for n in range(count):
-        at = calls + n * _MULTICALL_ENTRY_BYTES
+        at = calls + n * _MULTICALL_ENTRY_BYTES & U64
+        if n and (exhausted(d) or d.stopped or not v.runnable):
+            raise Continue(at, count - n)
         words = memoryview(d.space.read(at, _MULTICALL_ENTRY_BYTES)).cast("Q")
-        number = words[0]
-        if number in (MULTICALL, IRET):
-            result = -E.NOSYS.value
-        else:
-            result = call(d, v, number, (words[2], words[3], words[4], words[5], words[6]))
-        d.space.write_u64(at + 8, result)
-        if d.shutdown_reason is not None or v.blocked:
-            break
+        number, *arguments = words[0], *words[2:7]
+        try:
+            if number in (MULTICALL, IRET):
+                result = -E.NOSYS.value
+            else:
+                result = call(d, v, number, tuple(arguments))
+        except Continue as left:
+            rest = Struct(f"<{len(left.arguments)}Q").pack(*left.arguments)
+            d.space.write(at + _MULTICALL_ARGUMENTS, rest)
+            raise Continue(at, count - n) from None
+        d.space.write_u64(at + _MULTICALL_RESULT, result)
     return 0
 
 
@@ -184,8 +194,12 @@ def row_of(number: int) -> Row:
 
 
 def call(d: Domain, v: Vcpu, number: int, arguments: tuple[int, ...]) -> int:
-    """Carry out a hypercall. Errors are results: the only place where XenError becomes -errno."""
+    """Carry out a hypercall. Errors are results: the only place where XenError becomes -errno.
+
+    Raises: Continue if it was not done to the end.
+    """
     row = row_of(number)
+    work(d)
     if row.handler is None:
         result = -row.errno.value
     else:
