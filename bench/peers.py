@@ -183,6 +183,10 @@ class PyxenPeer:
                 return int(pid)
         raise UserError("there is no domain")
 
+    def complaints(self) -> str:
+        """What the last `xl create` wrote to stderr."""
+        return self._errors.read_text(errors="replace")
+
     def xend_pid(self) -> int | None:
         """The daemon's process, if it runs."""
         with contextlib.suppress(OSError, ValueError):
