@@ -49,14 +49,19 @@ mib=$((kib / 1024))
 echo "Welcome to the pyxen demo: Linux $release, $cpus vCPU, $mib MiB, up after $uptime s"
 echo "(hypervisor: $hypervisor). \`poweroff\` and \`reboot\` do that; \`exit\` starts a new shell."
 echo
+
+# busybox' poweroff, halt and reboot only tell process 1. `wait` lets a signal in at once.
+trap 'exec /bin/poweroff' USR1 USR2
+trap 'exec /bin/reboot' TERM
 while :; do
-    setsid cttyhack sh -l
+    setsid cttyhack sh -l </dev/console >/dev/console 2>&1 &
+    wait $!
 done
 """
 
 PROFILE: Final = r"""export PATH=/bin HOME=/root TERM=${TERM:-linux}
 export PS1='demo:\w# '
-# By their paths: busybox would run its own applets, which only signal an init that knows them.
+# Without the detour through process 1 that busybox' own commands make.
 alias poweroff=/bin/poweroff reboot=/bin/reboot halt=/bin/poweroff
 cd /
 """
@@ -151,9 +156,9 @@ REBOOT: Final = "#!/bin/sh\nsync\nexec busybox reboot -f\n"
 SHUTDOWN: Final = """#!/bin/sh
 # shutdown [-r] [-h] [-P] [when]
 for word in "$@"; do
-    [ "$word" = -r ] && exec reboot
+    [ "$word" = -r ] && exec /bin/reboot
 done
-exec poweroff
+exec /bin/poweroff
 """
 
 SCRIPTS: Final = {
