@@ -89,6 +89,19 @@ async def op_create(xend: Xend, request: JsonObject) -> Any:
     return {"domid": domain.domid, "name": domain.record.name}
 
 
+async def op_config_update(xend: Xend, request: JsonObject) -> Any:
+    """Keep another `config` for the domain's next start; its name and uuid stay."""
+    config = request.get("config")
+    if not isinstance(config, dict):
+        raise UserError("config_update: no configuration")
+    record = guest(xend, request, "configure").record
+    libxl_json.domain_spec(config)
+    c_info = {**libxl_json.section(config, "c_info"), "name": record.name, "uuid": record.uuid}
+    record.config = libxl_json.with_defaults({**config, "c_info": c_info})
+    xend.registry.save(record)
+    return {}
+
+
 async def op_destroy(xend: Xend, request: JsonObject) -> Any:
     """End a domain at once."""
     domain = guest(xend, request, "destroy")
@@ -184,6 +197,7 @@ class Toolstack:
             "list": op_list,
             "config": op_config,
             "create": op_create,
+            "config_update": op_config_update,
             "destroy": op_destroy,
             "pause": op_pause,
             "unpause": op_unpause,

@@ -12,6 +12,7 @@ from pyxen.toolstack import host
 from pyxen.xend.client import Client
 from pyxen.xl.command import Command, Globals
 
+
 def run_info(command: Command, words: list[str], globals_: Globals) -> int:
     """xl info."""
     given = command.parse(words)

@@ -59,6 +59,8 @@ _CONFIG_UPDATE = Command(
         ("-f FILE, --defconfig=FILE", "The configuration file."),
         ("-d", "Show the configuration as it was understood."),
     ),
+    "df:",
+    {"defconfig=": "f"},
     modifies=True,
     dry_run=True,
 )
