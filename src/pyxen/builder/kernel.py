@@ -164,8 +164,8 @@ def _check_guest_type(elf: Elf, notes: XenNotes) -> None:
         if types:
             raise _pvh_only(name, notes)
         raise refuse(
-            f"{name}: the kernel has Xen ELF notes ({', '.join(notes.names)}), but neither ENTRY "
-            "nor VIRT_BASE",
+            f"{name}: the kernel has Xen ELF notes ({', '.join(notes.names)}), but none that a PV "
+            "kernel has to have (XEN_VERSION)",
             "was it built with CONFIG_XEN_PV?",
         )
 

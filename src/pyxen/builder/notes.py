@@ -137,13 +137,15 @@ class XenNotes:
         return tuple(NOTE_NAMES.get(kind, f"note {kind}") for kind in kinds)
 
     def guest_types(self) -> tuple[str, ...]:
-        """The values of xl.cfg's `type=` that this kernel can be started with."""
-        types = []
-        if XEN_ELFNOTE_ENTRY in self.numbers or XEN_ELFNOTE_VIRT_BASE in self.numbers:
-            types.append("pv")
-        if XEN_ELFNOTE_PHYS32_ENTRY in self.numbers:
-            types.append("pvh")
-        return tuple(types)
+        """The values of xl.cfg's `type=` that this kernel can be started with.
+
+        ENTRY and VIRT_BASE have defaults (the ELF header's entry, 0), so a small PV kernel may have
+        neither; but a kernel with PHYS32_ENTRY and neither is made for PVH.
+        """
+        pvh = XEN_ELFNOTE_PHYS32_ENTRY in self.numbers
+        placed = XEN_ELFNOTE_ENTRY in self.numbers or XEN_ELFNOTE_VIRT_BASE in self.numbers
+        pv = placed or (not pvh and XEN_ELFNOTE_XEN_VERSION in self.strings)
+        return ("pv",) * pv + ("pvh",) * pvh
 
 
 def read_notes(elf: Elf) -> XenNotes:

@@ -17,6 +17,8 @@ Pseudo-physical memory, from low to high; what is in (brackets) depends on the k
     (P2M list)        if INIT_P2M: mapped there, its page tables behind it
     free
 
+In a domain that is too small for that, what is behind the mapping goes below the kernel instead.
+
 Source: public/xen.h, "Start-of-day memory layout".
 """
 
@@ -34,6 +36,7 @@ from pyxen.types import PAGE_SHIFT, PAGE_SIZE, Pfn
 _MAPPING_ALIGN_BYTES: Final = 4 << 20
 _MAPPING_SPARE_PAGES: Final = (512 << 10) >> PAGE_SHIFT
 _MIB_PAGES: Final = 1 << (20 - PAGE_SHIFT)
+_ISA_END_PFN: Final = (1 << 20) >> PAGE_SHIFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +118,13 @@ def plan(kernel: KernelImage, guest_pages: int, ramdisk_bytes: int) -> PvLayout:
     first = kernel.start_gaddr >> PAGE_SHIFT
     kernel_region = Region("kernel", Pfn(first), pages_of(kernel.end_gaddr) - first)
     # Before anything is counted page by page: a hostile kernel may claim any size.
-    least = kernel_region.end_pfn + ramdisk_pages + p2m_pages
-    if least >= guest_pages:
+    least: int = kernel_region.end_pfn
+    if least >= guest_pages or max(ramdisk_pages, p2m_pages) >= guest_pages:
         raise _too_small(guest_pages, least, kernel_region, ramdisk_pages, p2m_pages, 0)
 
     alloc = _Allocator(kernel_region.end_pfn)
-    if not kernel.mod_start_pfn:
-        ramdisk = alloc.take("ramdisk", ramdisk_pages)
-    if kernel.init_p2m is None:
-        p2m = alloc.take("p2m", p2m_pages)
+    mapped_ramdisk = alloc.take("ramdisk", 0 if kernel.mod_start_pfn else ramdisk_pages)
+    mapped_p2m = alloc.take("p2m", p2m_pages if kernel.init_p2m is None else 0)
     start_info = alloc.take("start_info", 1)
     xenstore = alloc.take("xenstore ring", 1)
     console = alloc.take("console ring", 1)
@@ -133,21 +134,21 @@ def plan(kernel: KernelImage, guest_pages: int, ramdisk_bytes: int) -> PvLayout:
     names = tables_for(kernel.virt_base, mapping_end)
     initial_tables = {t: Pfn(page_tables.first_pfn + i) for i, t in enumerate(names)}
 
-    alloc.pfn = (mapping_end - kernel.virt_base) >> PAGE_SHIFT
-    if kernel.mod_start_pfn:
-        ramdisk = alloc.take("ramdisk", ramdisk_pages)
-    p2m_tables: dict[Table, Pfn] = {}
-    if kernel.init_p2m is not None:
-        p2m = alloc.take("p2m", p2m_pages)
-        p2m_tables = _p2m_tables(kernel, kernel.init_p2m, p2m_pages, initial_tables, alloc)
-    if alloc.pfn > guest_pages:
-        tables = table_pages + len(p2m_tables)
-        raise _too_small(guest_pages, alloc.pfn, kernel_region, ramdisk_pages, p2m_pages, tables)
+    mapped_pages = (mapping_end - kernel.virt_base) >> PAGE_SHIFT
+    rest = _Unmapped(kernel, ramdisk_pages, p2m_pages, initial_tables)
+    if not rest.place(mapped_pages, guest_pages) and not rest.place(_ISA_END_PFN, first):
+        tables = table_pages + len(rest.p2m_tables)
+        least = mapped_pages + rest.pages
+        raise _too_small(guest_pages, least, kernel_region, ramdisk_pages, p2m_pages, tables)
+    if mapped_pages > guest_pages:
+        raise _too_small(
+            guest_pages, mapped_pages, kernel_region, ramdisk_pages, p2m_pages, table_pages
+        )
     return PvLayout(
         virt_base=kernel.virt_base,
         kernel=kernel_region,
-        ramdisk=ramdisk,
-        p2m=p2m,
+        ramdisk=rest.ramdisk if kernel.mod_start_pfn else mapped_ramdisk,
+        p2m=mapped_p2m if kernel.init_p2m is None else rest.p2m,
         start_info=start_info,
         xenstore=xenstore,
         console=console,
@@ -155,9 +156,40 @@ def plan(kernel: KernelImage, guest_pages: int, ramdisk_bytes: int) -> PvLayout:
         boot_stack=boot_stack,
         mapping_end=mapping_end,
         initial_tables=initial_tables,
-        p2m_tables=p2m_tables,
-        end_pfn=Pfn(alloc.pfn),
+        p2m_tables=rest.p2m_tables,
+        end_pfn=Pfn(max(mapped_pages, rest.end_pfn)),
     )
+
+
+class _Unmapped:
+    """What lies outside of the initial mapping: above it or, in a small domain, below the kernel.
+
+    The megabyte with the ISA range is left out: Linux treats it as reserved.
+    """
+
+    def __init__(
+        self, kernel: KernelImage, ramdisk_pages: int, p2m_pages: int, initial: dict[Table, Pfn]
+    ) -> None:
+        self._kernel = kernel
+        self._ramdisk_pages = ramdisk_pages if kernel.mod_start_pfn else 0
+        self._p2m_pages = 0 if kernel.init_p2m is None else p2m_pages
+        self._initial = initial
+        self.pages = 0
+        self.end_pfn = 0
+
+    def place(self, first_pfn: int, end_pfn: int) -> bool:
+        """Put everything from `first_pfn` on; whether it ends before `end_pfn`."""
+        alloc = _Allocator(first_pfn)
+        self.ramdisk = alloc.take("ramdisk", self._ramdisk_pages)
+        self.p2m = alloc.take("p2m", self._p2m_pages)
+        self.p2m_tables: dict[Table, Pfn] = {}
+        if self._kernel.init_p2m is not None:
+            self.p2m_tables = _p2m_tables(
+                self._kernel, self._kernel.init_p2m, self._p2m_pages, self._initial, alloc
+            )
+        self.end_pfn = alloc.pfn
+        self.pages = alloc.pfn - first_pfn
+        return alloc.pfn <= end_pfn
 
 
 def pages_of(length_bytes: int) -> int:

@@ -22,7 +22,7 @@ _MAX_MAP_BYTES: Final = 64 << 20
 _MAX_SYMBOLS: Final = 1 << 21
 _MAX_OFFSET: Final = 1 << 20
 _CODE: Final = frozenset("tTwW")
-_STT_FUNC: Final = 2
+_STT_OBJECT: Final = 1
 _STT_SECTION: Final = 3
 _STT_FILE: Final = 4
 
@@ -143,7 +143,7 @@ def _from_symtab(image: bytes) -> SymbolTable | None:
         if section and value and info & 15 not in (_STT_SECTION, _STT_FILE):
             text = names[name : names.find(b"\0", name)]
             if text:
-                kind = "t" if info & 15 == _STT_FUNC else "d"
+                kind = "d" if info & 15 == _STT_OBJECT else "t"  # assembly often says neither
                 found.append((value, kind, text.decode("latin-1")))
     return _from_list("symbol table", found)
 

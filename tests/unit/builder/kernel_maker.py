@@ -53,6 +53,7 @@ def elf(
     *,
     segments: Iterable[tuple[int, bytes, int]] = ((0x10_0000, TEXT, 0x5000),),
     machine: int = 62,
+    entry: int = VIRT_BASE + 0x10_0000,
     sections: Iterable[tuple[bytes, int, bytes]] = (),
 ) -> bytes:
     """An ELF64 file.
@@ -77,7 +78,7 @@ def elf(
     ident = b"\x7fELF\x02\x01\x01" + bytes(9)
     header = ident + struct.pack(
         "<HHIQQQIHHHHHH",
-        2, machine, 1, VIRT_BASE + 0x10_0000, 64, at + len(body) if table else 0, 0, 64, 56, count,
+        2, machine, 1, entry, 64, at + len(body) if table else 0, 0, 64, 56, count,
         64, count_sections, max(0, count_sections - 1),
     )  # fmt: skip
     return header + headers + body + table

@@ -160,6 +160,20 @@ def test_entry_falls_back_to_the_elf_header() -> None:
     assert kernel.entry == VIRT_BASE + 0x10_0000
 
 
+def test_a_small_kernel_that_relies_on_the_defaults() -> None:
+    """As XTF: neither ENTRY nor VIRT_BASE, linked at its physical address."""
+    changes: dict[int, int | str | bytes | None] = {
+        elfnote.XEN_ELFNOTE_ENTRY: None,
+        elfnote.XEN_ELFNOTE_VIRT_BASE: None,
+        elfnote.XEN_ELFNOTE_PADDR_OFFSET: None,
+        elfnote.XEN_ELFNOTE_INIT_P2M: None,
+    }
+    kernel = parse_kernel(elf(notes(changes), entry=0x10_0040), "xtf")
+    assert (kernel.virt_base, kernel.entry) == (0, 0x10_0040)
+    changes[elfnote.XEN_ELFNOTE_XEN_VERSION] = None
+    assert "XEN_VERSION" in refusal(elf(notes(changes), entry=0x10_0040)).message
+
+
 def test_numbers_of_four_bytes() -> None:
     changes = {elfnote.XEN_ELFNOTE_MOD_START_PFN: struct.pack("<I", 0)}
     assert not parse_kernel(elf(notes(changes)), "k").mod_start_pfn
