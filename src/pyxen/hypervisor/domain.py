@@ -114,17 +114,14 @@ class Domain:
         self.engine.set_cr3(vcpu.pv.cr3)
 
     def _wake(self, vcpu: Vcpu, port: Port) -> None:
-        if not vcpu.blocked:
-            return
-        if vcpu.poll_ports is not None:
-            if port not in vcpu.poll_ports and not vcpu.upcall_pending:
-                return
-            vcpu.poll_ports = None
-            vcpu.poll_deadline_ns = 0
-        self.unblock(vcpu)
+        if vcpu.blocked:
+            self.unblock(vcpu)
 
     def unblock(self, vcpu: Vcpu) -> None:
-        """Let a blocked vCPU run again."""
+        """Let a blocked vCPU run again; a poll is over."""
+        self.events.pollers.discard(vcpu)
+        vcpu.poll_ports = ()
+        vcpu.poll_deadline_ns = 0
         vcpu.blocked = False
         vcpu.runstate.enter(RunState.RUNNABLE, self.time.now_ns())
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from pyxen.abi.arch_x86 import XEN_EMULATE_PREFIX_BYTES
 from pyxen.cpu.base import CpuidPolicy
+from pyxen.errors import XenError
 from pyxen.hypervisor import msr
 from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall.cpu_state import fpu_taskswitch, get_debugreg, set_debugreg
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.types import U32, U64
 
@@ -38,7 +40,7 @@ def cpuid(d: Domain, policy: CpuidPolicy) -> bool:
         return False
     leaf = policy(regs.rax & U32, regs.rcx & U32)
     regs.rax, regs.rbx, regs.rcx, regs.rdx = leaf.eax, leaf.ebx, leaf.ecx, leaf.edx
-    regs.rip += len(_CPUID)
+    regs.rip = (regs.rip + len(_CPUID)) & U64
     return True
 
 
@@ -68,7 +70,8 @@ def _one_byte(d: Domain, opcode: int) -> int:
         return 1
     wide = {0xEC: 0xFF, 0xED: U32, 0xE4: 0xFF, 0xE5: U32}.get(opcode)
     if wide is not None:
-        d.engine.regs.rax = d.engine.regs.rax & ~wide & U64 | wide
+        # There are no devices. A 32-bit result clears the upper half of the register.
+        d.engine.regs.rax = U32 if wide == U32 else d.engine.regs.rax & ~wide | wide
         return 1 if opcode >= 0xEC else 2
     if opcode in (0xEE, 0xEF):
         return 1
@@ -84,7 +87,7 @@ def _two_byte(d: Domain, v: Vcpu, code: bytes, rex: int) -> int:
         case 0x30:
             return 2 if _wrmsr(d, v) else 0
         case 0x06:  # clts
-            d.engine.set_task_switched(False)
+            fpu_taskswitch(d, v, 0)
             return 2
         case 0x08 | 0x09:  # invd, wbinvd
             return 2
@@ -118,10 +121,14 @@ def _mov_control(d: Domain, v: Vcpu, opcode: int, register: int, gpr: int) -> bo
         engine.regs.set_gpr(gpr, value)
     elif opcode == 0x22:
         return _write_cr(d, v, register, engine.regs.gpr(gpr))
-    elif opcode == 0x21:
-        engine.regs.set_gpr(gpr, engine.debug_register(register))
     else:
-        engine.set_debug_register(register, engine.regs.gpr(gpr))
+        try:
+            if opcode == 0x21:
+                engine.regs.set_gpr(gpr, get_debugreg(d, v, register))
+            else:
+                set_debugreg(d, v, register, engine.regs.gpr(gpr))
+        except XenError:
+            return False
     return True
 
 
@@ -142,13 +149,12 @@ def _write_cr(d: Domain, v: Vcpu, register: int, value: int) -> bool:
     match register:
         case 0:
             # Only TS may change.
-            v.task_switched = bool(value & CR0_TS)
-            d.engine.set_task_switched(v.task_switched)
+            fpu_taskswitch(d, v, value & CR0_TS)
         case 2:
             v.set_cr2(value)
         case 3:
             frame = value >> 12
-            if not d.frames.is_domains(frame):
+            if not d.memory.is_guest_frame(frame) or not d.frames.is_domains(frame):
                 return False
             d.set_base_pointer(v, frame)
         case 4:

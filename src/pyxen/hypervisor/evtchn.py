@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from pyxen.abi.errno import E
-from pyxen.abi.xen import SharedInfo
+from pyxen.abi.xen import VIRQ_DEBUG, VIRQ_TIMER, VIRQ_XENOPROF, VIRQ_XENPMU, SharedInfo
 from pyxen.errors import XenError
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.machine import MachineMemory
@@ -22,6 +22,7 @@ from pyxen.types import DomId, Port, VcpuId
 
 MAX_PORTS = 4096
 _PENDING = SharedInfo.OFFSET["evtchn_pending"]
+PER_VCPU_VIRQS = frozenset({VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_XENPMU})
 _MASK = SharedInfo.OFFSET["evtchn_mask"]
 
 
@@ -62,6 +63,10 @@ class EventChannels:
         self._shared_info = shared_info_maddr
         self._vcpus = vcpus
         self._channels: dict[Port, Channel] = {}
+        self._lowest_free = 1
+        """No port below this one is free."""
+        self.pollers: set[Vcpu] = set()
+        """vCPUs in SCHEDOP_poll: they wait for ports, not for interrupts."""
         self.on_pending: Callable[[Vcpu, Port], None] = lambda vcpu, port: None
         """Called after a port became pending for a vCPU: wake it, kick it."""
 
@@ -84,8 +89,10 @@ class EventChannels:
     def allocate(self, channel: Channel, port: int | None = None) -> Port:
         """Bind a free port. Raises: XenError(ENOSPC), or EBUSY when `port` is not free."""
         if port is None:
-            port = next((p for p in range(1, MAX_PORTS) if p not in self._channels), None)
-            if port is None:
+            while self._lowest_free in self._channels:
+                self._lowest_free += 1
+            port = self._lowest_free
+            if port >= MAX_PORTS:
                 raise XenError(E.NOSPC, "all event channels are in use")
         elif port in self._channels:
             raise XenError(E.BUSY, f"port {port} is in use")
@@ -97,13 +104,16 @@ class EventChannels:
         channel = self.channel(port)
         # COMMIT
         if channel.kind is ChannelKind.VIRQ:
-            self._vcpus[channel.vcpu_id].virq_to_port.pop(channel.virq, None)
+            # A global one is noted at vCPU 0, wherever its events go by now.
+            owner = channel.vcpu_id if channel.virq in PER_VCPU_VIRQS else VcpuId(0)
+            self._vcpus[owner].virq_to_port.pop(channel.virq, None)
         if channel.kind is ChannelKind.INTERDOMAIN and channel.notify is None:
             other = self._channels.get(channel.remote_port)
             if other is not None:
                 other.kind = ChannelKind.UNBOUND
                 other.remote_port = Port(0)
         del self._channels[Port(port)]
+        self._lowest_free = min(self._lowest_free, port)
         self._set_bit(_PENDING, port, False)
 
     def bind_back_end(self, port: int, notify: Callable[[], None]) -> None:
@@ -153,7 +163,10 @@ class EventChannels:
         channel = self._channels.get(port)
         if channel is None or self._set_bit(_PENDING, port, True):
             return
-        self._deliver(channel, port)
+        if not self._bit(_MASK, port):
+            self._deliver(channel, port)
+        for vcpu in [v for v in self.pollers if port in v.poll_ports]:
+            self.on_pending(vcpu, port)
 
     def unmask(self, port: int) -> None:
         """EVTCHNOP_unmask. Raises: XenError(EINVAL)."""
@@ -169,11 +182,8 @@ class EventChannels:
 
     def _deliver(self, channel: Channel, port: Port) -> None:
         vcpu = self._vcpus[channel.vcpu_id]
-        if not self._bit(_MASK, port):
-            vcpu.mark_pending(port >> 6)
-            self.on_pending(vcpu, port)
-        elif vcpu.poll_ports is not None:
-            self.on_pending(vcpu, port)
+        vcpu.mark_pending(port >> 6)
+        self.on_pending(vcpu, port)
 
     def _bit(self, bitmap: int, port: int) -> bool:
         word = self._memory.words[(self._shared_info + bitmap + ((port >> 6) << 3)) >> 3]

@@ -229,9 +229,7 @@ class RunLoop:
         if due:
             d.events.raise_virq(vcpu, VIRQ_TIMER)
         if vcpu.poll_deadline_ns and now >= vcpu.poll_deadline_ns:
-            vcpu.poll_deadline_ns, vcpu.poll_ports = 0, None
-            if vcpu.blocked:
-                d.unblock(vcpu)
+            d.unblock(vcpu)
 
     def _enter(self, vcpu: Vcpu, state: RunState) -> None:
         vcpu.runstate.enter(state, self.domain.time.now_ns())

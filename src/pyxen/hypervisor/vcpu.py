@@ -51,7 +51,8 @@ class Vcpu:
         self.initialised = False
         self.up = False
         self.blocked = False
-        self.poll_ports: tuple[int, ...] | None = None
+        self.poll_ports: tuple[int, ...] = ()
+        """What SCHEDOP_poll waits for; the vCPU is then one of EventChannels.pollers."""
         self.vcpu_info_registered = False
         self.runstate = RunStateTimes()
         self.runstate_vaddr = 0

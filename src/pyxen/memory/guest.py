@@ -75,13 +75,17 @@ class GuestSpace:
         if not self.try_write(vaddr, data):
             raise XenError(E.FAULT, f"cannot write {len(data)} bytes at {vaddr:#x}")
 
+    def is_writable(self, vaddr: int, length_bytes: int) -> bool:
+        """Whether the whole range can be written."""
+        pages = range(vaddr & ~PAGE_MASK, vaddr + length_bytes, PAGE_SIZE)
+        return is_guest_vaddr(vaddr, length_bytes) and all(
+            translate(self.memory, self.cr3, page, write=True) is not None for page in pages
+        )
+
     def check_writable(self, vaddr: int, length_bytes: int) -> None:
         """Raise XenError(EFAULT) unless the whole range can be written (decode before commit)."""
-        if not is_guest_vaddr(vaddr, length_bytes):
-            raise XenError(E.FAULT, f"{vaddr:#x} is not the guest's")
-        for page in range(vaddr & ~PAGE_MASK, vaddr + length_bytes, PAGE_SIZE):
-            if translate(self.memory, self.cr3, page, write=True) is None:
-                raise XenError(E.FAULT, f"cannot write at {page:#x}")
+        if not self.is_writable(vaddr, length_bytes):
+            raise XenError(E.FAULT, f"cannot write {length_bytes} bytes at {vaddr:#x}")
 
     def read_u64(self, vaddr: int) -> int:
         """One 64-bit word. Raises: XenError(EFAULT)."""

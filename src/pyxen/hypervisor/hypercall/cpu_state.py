@@ -26,8 +26,23 @@ from pyxen.hypervisor.msr import is_canonical
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.pagetable import is_guest_vaddr
 
-_DR7_RESERVED_ONE = 0x400
+# Reserved bits of the debug registers that always read as zero, and as one.
+_DR6_ZERO, _DR6_ONE = 0x1000, 0xFFFF_0FF0
+_DR7_ZERO, _DR7_ONE = 0xD800, 0x400
+_DR7_ENABLED = 0xFF
 _DR7_GENERAL_DETECT = 1 << 13
+_DR7_PORT = 2
+
+_CALLBACKS = frozenset(
+    {
+        CALLBACKTYPE_event,
+        CALLBACKTYPE_failsafe,
+        CALLBACKTYPE_syscall,
+        CALLBACKTYPE_sysenter,
+        CALLBACKTYPE_nmi,
+        CALLBACKTYPE_syscall32,
+    }
+)
 
 
 def stack_switch(d: Domain, v: Vcpu, ss: int, esp: int) -> int:
@@ -73,28 +88,38 @@ def _descriptor_base(d: Domain, v: Vcpu, selector: int) -> int:
 
 
 def set_debugreg(d: Domain, v: Vcpu, register: int, value: int) -> int:
-    """HYPERVISOR_set_debugreg. Breakpoints may only be at addresses of the guest."""
-    if register in (0, 1, 2, 3):
-        if value and not is_guest_vaddr(value):
+    """HYPERVISOR_set_debugreg. Breakpoints may only be at addresses of the guest, not on ports."""
+    register = debug_register(register)
+    if register < 4:
+        if not is_guest_vaddr(value, 8):
             raise XenError(E.PERM, f"breakpoint at {value:#x}")
+    elif value >> 32:
+        raise XenError(E.INVAL, f"DR{register} {value:#x}")
     elif register == 6:
-        value = value & 0xE00F | 0xFFFF0FF0
-    elif register == 7:
-        if value >> 32 or value & _DR7_GENERAL_DETECT:
-            raise XenError(E.PERM, f"DR7 {value:#x}")
-        value |= _DR7_RESERVED_ONE
+        value = value & ~_DR6_ZERO | _DR6_ONE
     else:
-        raise XenError(E.NODEV if register in (4, 5) else E.INVAL, f"debug register {register}")
+        value = value & ~_DR7_ZERO | _DR7_ONE
+        on_port = any(value >> shift & 3 == _DR7_PORT for shift in range(16, 32, 4))
+        if value & _DR7_GENERAL_DETECT or (value & _DR7_ENABLED and on_port):
+            raise XenError(E.PERM, f"DR7 {value:#x}")
     # COMMIT
     d.engine.set_debug_register(register, value)
     return 0
 
 
 def get_debugreg(d: Domain, v: Vcpu, register: int) -> int:
-    """HYPERVISOR_get_debugreg. Raises: XenError(EINVAL) for a register that does not exist."""
-    if register in (0, 1, 2, 3, 6, 7):
-        return d.engine.debug_register(register)
-    raise XenError(E.NODEV if register in (4, 5) else E.INVAL, f"debug register {register}")
+    """HYPERVISOR_get_debugreg."""
+    return d.engine.debug_register(debug_register(register))
+
+
+def debug_register(register: int) -> int:
+    """The register that is meant: 4 and 5 are other names of 6 and 7, as CR4.DE is clear.
+
+    Raises: XenError(ENODEV) for a register that does not exist.
+    """
+    if not 0 <= register < 8:
+        raise XenError(E.NODEV, f"debug register {register}")
+    return register + 2 if register in (4, 5) else register
 
 
 def callback_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
@@ -105,8 +130,10 @@ def callback_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
         return _register(v, register.type, register.flags, register.address)
     if command == CALLBACKOP_unregister:
         unregister = CallbackUnregister.unpack(d.space.read(argument, CallbackUnregister.SIZE))
+        if unregister.type not in _CALLBACKS:
+            raise XenError(E.NOSYS, f"callback {unregister.type}")
         if unregister.type != CALLBACKTYPE_nmi:
-            raise XenError(E.INVAL, f"callback {unregister.type}")
+            raise XenError(E.INVAL, f"callback {unregister.type} stays")
         v.pv.nmi_callback = 0
         return 0
     raise XenError(E.NOSYS, f"callback_op {command}")
@@ -124,11 +151,9 @@ def _register(v: Vcpu, kind: int, flags: int, address: int) -> int:
         v.pv.syscall_callback = address
         v.pv.syscall_callback_flags = flags & CALLBACKF_mask_events
     elif kind == CALLBACKTYPE_nmi:
-        if v.vcpu_id != 0:
-            raise XenError(E.INVAL, "the NMI callback is that of vCPU 0")
         v.pv.nmi_callback = address
-    elif kind not in (CALLBACKTYPE_syscall32, CALLBACKTYPE_sysenter):
-        raise XenError(E.INVAL, f"callback {kind}")
+    elif kind not in _CALLBACKS:
+        raise XenError(E.NOSYS, f"callback {kind}")
     return 0
 
 

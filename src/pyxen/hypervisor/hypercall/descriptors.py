@@ -13,8 +13,10 @@ from pyxen.abi.errno import E
 from pyxen.cpu.pvstate import TRAPS
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
+from pyxen.memory.frames import FrameType
 from pyxen.memory.pagetable import (
     PTE_ACCESSED,
     PTE_DIRTY,
@@ -28,6 +30,7 @@ from pyxen.types import PAGE_SHIFT, PAGE_SIZE
 
 _WINDOW_PTE = PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY | PTE_NX
 _LDT_PAGES = 16
+_WORK_PER_PAGE = 32
 _MAX_LDT_ENTRIES = 8192
 
 _PRESENT = 1 << 47
@@ -40,6 +43,7 @@ _CODE_CONFORMING = 1 << 42
 def set_trap_table(d: Domain, v: Vcpu, traps: int) -> int:
     """HYPERVISOR_set_trap_table: a list that ends with address 0; address 0 at once clears all."""
     table = []
+    work(d, _WORK_PER_PAGE)
     if traps:
         for n in range(TRAPS + 1):
             entry = TrapInfo.unpack(d.space.read(traps + n * TrapInfo.SIZE, TrapInfo.SIZE))
@@ -71,11 +75,7 @@ def set_gdt(d: Domain, v: Vcpu, frame_list: int, entries: int) -> int:
 def load_gdt(d: Domain, v: Vcpu, frames: list[int]) -> None:
     """Show these frames as the vCPU's GDT. Raises: XenError(EINVAL) for a frame it cannot have."""
     for mfn in frames:
-        if not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
-            raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's")
-        for word in d.memory.page(mfn).cast("Q"):
-            if not is_allowed(word):
-                raise XenError(E.INVAL, f"descriptor {word:#x}")
+        _check_frame(d, mfn)
     # COMMIT
     v.gdt_frames = tuple(frames)
     for page in range(layout.FIRST_RESERVED_GDT_PAGE):
@@ -84,11 +84,23 @@ def load_gdt(d: Domain, v: Vcpu, frames: list[int]) -> None:
     d.engine.flush_tlb()
 
 
+def _check_frame(d: Domain, mfn: int) -> None:
+    """Whether a frame can be part of a descriptor table. Raises: XenError(EINVAL)."""
+    if not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
+        raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's")
+    work(d, _WORK_PER_PAGE)
+    for word in d.memory.page(mfn).cast("Q"):
+        if word and not is_allowed(word):
+            raise XenError(E.INVAL, f"descriptor {word:#x}")
+
+
 def update_descriptor(d: Domain, v: Vcpu, maddr: int, descriptor: int) -> int:
     """HYPERVISOR_update_descriptor: one descriptor by its machine address."""
     mfn = maddr >> PAGE_SHIFT
     if maddr & 7 or not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
         raise XenError(E.INVAL, f"descriptor at {maddr:#x}")
+    if FrameType.L1 <= d.frames.type(mfn) <= FrameType.L4:
+        raise XenError(E.INVAL, f"frame {mfn:#x} is a page table")
     if not is_allowed(descriptor):
         raise XenError(E.INVAL, f"descriptor {descriptor:#x}")
     # COMMIT
@@ -106,6 +118,9 @@ def set_ldt(d: Domain, v: Vcpu, vaddr: int, entries: int) -> None:
         if not is_guest_vaddr(vaddr, pages * PAGE_SIZE):
             raise XenError(E.INVAL, f"LDT at {vaddr:#x}")
         maddrs = [translate(d.memory, d.space.cr3, vaddr + n * PAGE_SIZE) for n in range(pages)]
+        for maddr in maddrs:
+            if maddr is not None:
+                _check_frame(d, maddr >> PAGE_SHIFT)
     # COMMIT
     for page in range(_LDT_PAGES):
         maddr = maddrs[page] if page < len(maddrs) else None

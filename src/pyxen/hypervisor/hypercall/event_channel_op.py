@@ -22,14 +22,13 @@ from pyxen.abi.event_channel import (
     EvtchnReset,
     EvtchnStatus,
 )
-from pyxen.abi.xen import DOMID_SELF, NR_VIRQS, VIRQ_DEBUG, VIRQ_TIMER, VIRQ_XENOPROF, VIRQ_XENPMU
+from pyxen.abi.xen import DOMID_SELF, NR_VIRQS
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
-from pyxen.hypervisor.evtchn import Channel, ChannelKind
+from pyxen.hypervisor.evtchn import PER_VCPU_VIRQS, Channel, ChannelKind
+from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.types import DomId, Port, VcpuId
-
-_PER_VCPU_VIRQS = (VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_XENPMU)
 
 
 def event_channel_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
@@ -88,7 +87,7 @@ def _bind_virq(d: Domain, argument: int) -> int:
     if op.virq >= NR_VIRQS:
         raise XenError(E.INVAL, f"virq {op.virq}")
     vcpu = _vcpu(d, op.vcpu)
-    if op.virq not in _PER_VCPU_VIRQS and op.vcpu != 0:
+    if op.virq not in PER_VCPU_VIRQS and op.vcpu != 0:
         raise XenError(E.INVAL, f"virq {op.virq} is global: it is bound to vCPU 0")
     if op.virq in vcpu.virq_to_port:
         raise XenError(E.EXIST, f"virq {op.virq} is bound")
@@ -113,7 +112,7 @@ def _bind_vcpu(d: Domain, argument: int) -> int:
     vcpu = _vcpu(d, op.vcpu)
     channel = d.events.channel(op.port)
     if channel.kind is ChannelKind.IPI or (
-        channel.kind is ChannelKind.VIRQ and channel.virq in _PER_VCPU_VIRQS
+        channel.kind is ChannelKind.VIRQ and channel.virq in PER_VCPU_VIRQS
     ):
         raise XenError(E.INVAL, f"port {op.port} belongs to its vCPU")
     # COMMIT
@@ -144,6 +143,7 @@ def _reset(d: Domain, argument: int) -> int:
     if op.dom not in (DOMID_SELF, d.domid):
         raise XenError(E.PERM, "another domain's ports")
     for port, _ in list(d.events):
+        work(d)
         d.events.close(port)
     return 0
 

@@ -5,9 +5,12 @@ Source: public/grant_table.h, version 1. The host maps grants through hypervisor
 
 from __future__ import annotations
 
+from struct import Struct
+
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
     GNTST_bad_domain,
+    GNTST_bad_virt_addr,
     GNTST_general_error,
     GNTST_okay,
     GnttabGetVersion,
@@ -24,8 +27,7 @@ from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.layout import MAX_GRANT_FRAMES
-
-MAX_OPERATIONS = 1024
+from pyxen.memory.pagetable import is_guest_vaddr
 
 
 def grant_table_op(d: Domain, v: Vcpu, command: int, argument: int, count: int) -> int:
@@ -50,15 +52,17 @@ def _setup_table(d: Domain, argument: int, count: int) -> int:
     _single(count)
     op = GnttabSetupTable.unpack(d.space.read(argument, GnttabSetupTable.SIZE))
     d.space.check_writable(argument, GnttabSetupTable.SIZE)
+    if not is_guest_vaddr(op.frame_list, 8 * op.nr_frames):
+        raise XenError(E.FAULT, f"frame list at {op.frame_list:#x}")
     if op.dom not in (DOMID_SELF, d.domid):
         op.status = GNTST_bad_domain
     elif op.nr_frames > MAX_GRANT_FRAMES:
         op.status = GNTST_general_error
     else:
         d.grants.grow(op.nr_frames)
-        for n in range(op.nr_frames):
-            d.space.write_u64(op.frame_list + 8 * n, d.grants.frame(n))
-        op.status = GNTST_okay
+        frames = [d.grants.frame(n) for n in range(op.nr_frames)]
+        listed = d.space.try_write(op.frame_list, Struct(f"<{len(frames)}Q").pack(*frames))
+        op.status = GNTST_okay if listed else GNTST_bad_virt_addr
     d.space.write(argument, op.pack())
     return 0
 

@@ -11,7 +11,9 @@ from pyxen.abi.arch_x86 import (
 from pyxen.abi.errno import E
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.hypercall.descriptors import load_gdt
+from pyxen.hypervisor.msr import is_canonical
 from pyxen.hypervisor.trap import EFLAGS_IF, EFLAGS_IOPL
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
@@ -22,12 +24,19 @@ _GPRS = (
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip"),
 )
 
+_ADDRESSES = (
+    *("kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user"),
+    *("event_callback_eip", "failsafe_callback_eip", "syscall_callback_eip"),
+)
+_WORK = 256
+
 
 def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     """Give a vCPU its first state; it stays down until VCPUOP_up.
 
     Raises: XenError(EINVAL) for page tables, descriptor frames or handlers it may not have.
     """
+    work(d, _WORK)
     l4 = context.ctrlreg[3] >> 12
     user_l4 = context.ctrlreg[1] >> 12
     for mfn in (l4, user_l4) if user_l4 else (l4,):
@@ -38,6 +47,11 @@ def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     for trap in context.trap_ctxt:
         if trap.address and not is_guest_vaddr(trap.address):
             raise XenError(E.INVAL, f"trap handler at {trap.address:#x}")
+    for name in _ADDRESSES:
+        if not is_canonical(getattr(context, name)):
+            raise XenError(E.INVAL, f"{name} {getattr(context, name):#x}")
+    if not (is_canonical(context.user_regs.rip) and is_canonical(context.user_regs.rsp)):
+        raise XenError(E.INVAL, f"rip {context.user_regs.rip:#x} rsp {context.user_regs.rsp:#x}")
     pages = (context.gdt_ents + 511) // 512
     # COMMIT (load_gdt checks all frames before it changes anything)
     load_gdt(d, target, list(context.gdt_frames[:pages]))

@@ -23,18 +23,22 @@ from pyxen.abi.memory import (
 from pyxen.abi.xen import DOMID_SELF
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
-from pyxen.types import PAGE_SHIFT
+from pyxen.types import PAGE_SHIFT, U32, U64, Mfn
 
 _E820_ENTRY = Struct("<QQI")
 _E820_RAM = 1
-_COMMAND_MASK = (1 << 6) - 1
-MAX_EXTENTS = 1 << 20
+_EXTENT_SHIFT = 6
+_COMMAND_MASK = (1 << _EXTENT_SHIFT) - 1
+MAX_EXTENTS = U32 >> _EXTENT_SHIFT
 
 
 def memory_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
     """Dispatch on the command; its upper bits are where a preempted one goes on."""
+    if command & _COMMAND_MASK in _EXTENT_COMMANDS:
+        return _change_reservation(d, command, argument)
     handler = _COMMANDS.get(command & _COMMAND_MASK)
     if handler is None:
         raise XenError(E.NOSYS, f"memory_op {command & _COMMAND_MASK}")
@@ -80,70 +84,80 @@ def _machphys_mapping(d: Domain, argument: int) -> int:
     return 0
 
 
-def _reservation(d: Domain, argument: int) -> XenMemoryReservation:
-    op = XenMemoryReservation.unpack(d.space.read(argument, XenMemoryReservation.SIZE))
-    _own(d, op.domid)
-    if op.nr_extents > MAX_EXTENTS:
-        raise XenError(E.INVAL, f"{op.nr_extents} extents at once")
-    if op.extent_order:
-        raise XenError(E.PERM, "extents of more than one page")
-    return op
+def _change_reservation(d: Domain, command: int, argument: int) -> int:
+    """The three commands with a list of extents: returns how many were done, never an error.
 
-
-def _decrease_reservation(d: Domain, argument: int) -> int:
-    """Give frames back. Returns how many extents were done."""
-    op = _reservation(d, argument)
-    for done in range(op.nr_extents):
-        mfn = d.space.try_read(op.extent_start + 8 * done, 8)
-        if mfn is None:
-            return done
-        try:
-            d.reservation.release(int.from_bytes(mfn, "little"))
-        except XenError:
-            return done
+    The upper bits of the command say where the list goes on.
+    """
+    start = command >> _EXTENT_SHIFT
+    raw = d.space.try_read(argument, XenMemoryReservation.SIZE)
+    if raw is None:
+        return start
+    op = XenMemoryReservation.unpack(raw)
+    foreign = op.domid not in (DOMID_SELF, d.domid)
+    if foreign or op.extent_order or not start < op.nr_extents <= MAX_EXTENTS:
+        return start
+    act = _EXTENT_COMMANDS[command & _COMMAND_MASK]
+    for n in range(start, op.nr_extents):
+        if n > start and exhausted(d):
+            raise Continue(command & _COMMAND_MASK | n << _EXTENT_SHIFT, argument)
+        work(d)
+        if not act(d, op.extent_start, op.extent_start + 8 * n & U64):
+            return n
     return op.nr_extents
 
 
-def _increase_reservation(d: Domain, argument: int) -> int:
-    """Get frames; their numbers go into the extent list."""
-    op = _reservation(d, argument)
-    for done in range(op.nr_extents):
-        if op.extent_start:
-            d.space.check_writable(op.extent_start + 8 * done, 8)
-        try:
-            mfn = d.reservation.allocate()
-        except XenError:
-            return done
-        if op.extent_start:
-            d.space.write_u64(op.extent_start + 8 * done, mfn)
-    return op.nr_extents
+def _decrease(d: Domain, extents: int, at: int) -> bool:
+    """Give a frame back. False if it cannot be done."""
+    mfn = d.space.try_read(at, 8)
+    if mfn is None:
+        return False
+    try:
+        d.reservation.release(int.from_bytes(mfn, "little"))
+    except XenError:
+        return False
+    return True
 
 
-def _populate_physmap(d: Domain, argument: int) -> int:
-    """Get frames for the pfns in the extent list, which are replaced by the frames' numbers."""
-    op = _reservation(d, argument)
-    for done in range(op.nr_extents):
-        at = op.extent_start + 8 * done
-        raw = d.space.try_read(at, 8)
-        if raw is None:
-            return done
-        d.space.check_writable(at, 8)
-        try:
-            mfn = d.reservation.allocate()
-        except XenError:
-            return done
-        d.reservation.set_m2p(mfn, int.from_bytes(raw, "little"))
+def _increase(d: Domain, extents: int, at: int) -> bool:
+    """Get a frame; its number goes into the extent list, if there is one."""
+    if extents and not d.space.is_writable(at, 8):
+        return False
+    mfn = _allocate(d)
+    if mfn is not None and extents:
         d.space.write_u64(at, mfn)
-    return op.nr_extents
+    return mfn is not None
 
 
+def _populate(d: Domain, extents: int, at: int) -> bool:
+    """Get a frame for the pfn in the extent list, where the frame's number replaces it."""
+    pfn = d.space.try_read(at, 8)
+    if pfn is None or not d.space.is_writable(at, 8):
+        return False
+    mfn = _allocate(d)
+    if mfn is None:
+        return False
+    d.reservation.set_m2p(mfn, int.from_bytes(pfn, "little"))
+    d.space.write_u64(at, mfn)
+    return True
+
+
+def _allocate(d: Domain) -> Mfn | None:
+    try:
+        return d.reservation.allocate()
+    except XenError:
+        return None
+
+
+_EXTENT_COMMANDS: dict[int, Callable[[Domain, int, int], bool]] = {
+    XENMEM_decrease_reservation: _decrease,
+    XENMEM_increase_reservation: _increase,
+    XENMEM_populate_physmap: _populate,
+}
 _COMMANDS: dict[int, Callable[[Domain, int], int]] = {
     XENMEM_current_reservation: _current_reservation,
     XENMEM_maximum_reservation: _maximum_reservation,
     XENMEM_maximum_ram_page: _maximum_ram_page,
     XENMEM_memory_map: _memory_map,
     XENMEM_machphys_mapping: _machphys_mapping,
-    XENMEM_decrease_reservation: _decrease_reservation,
-    XENMEM_increase_reservation: _increase_reservation,
-    XENMEM_populate_physmap: _populate_physmap,
 }

@@ -70,7 +70,7 @@ def _poll(d: Domain, v: Vcpu, argument: int) -> int:
     if op.nr_ports > MAX_POLL_PORTS:
         raise XenError(E.INVAL, f"{op.nr_ports} ports")
     ports = [Port(d.space.read_u32(op.ports + 4 * n)) for n in range(op.nr_ports)]
-    if any(not 0 < port < MAX_PORTS for port in ports):
+    if any(port >= MAX_PORTS for port in ports):
         raise XenError(E.INVAL, "no such port")
     # COMMIT
     if (v.upcall_pending and not v.upcall_mask) or any(d.events.is_pending(p) for p in ports):
@@ -78,6 +78,7 @@ def _poll(d: Domain, v: Vcpu, argument: int) -> int:
     if op.timeout and op.timeout <= d.time.now_ns():
         return 0
     v.poll_ports = tuple(ports)
+    d.events.pollers.add(v)
     v.poll_deadline_ns = op.timeout
     sleep(d, v)
     return 0

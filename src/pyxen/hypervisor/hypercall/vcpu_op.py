@@ -39,6 +39,8 @@ from pyxen.memory.pagetable import is_guest_vaddr
 from pyxen.types import PAGE_SIZE, U64, VcpuId
 
 MIN_PERIOD_NS = 1_000_000
+_FAR_AWAY_NS = 1 << 50
+_SOON_NS = 100_000_000
 
 
 def vcpu_op(d: Domain, v: Vcpu, command: int, vcpu_id: int, argument: int) -> int:
@@ -54,7 +56,11 @@ def vcpu_op(d: Domain, v: Vcpu, command: int, vcpu_id: int, argument: int) -> in
 
 def set_timer_op(d: Domain, v: Vcpu, deadline_ns: int) -> int:
     """HYPERVISOR_set_timer_op: one timer event at a system time; 0 stops it."""
-    v.singleshot_ns = deadline_ns if deadline_ns < 1 << 63 else 0
+    now = d.time.now_ns()
+    if deadline_ns >= now + _FAR_AWAY_NS:
+        # Xen answers so to guests whose arithmetic wrapped: neither at once nor never.
+        deadline_ns = now + _SOON_NS
+    v.singleshot_ns = deadline_ns
     d.timers_changed = True
     return 0
 
@@ -80,8 +86,7 @@ def _up(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
         raise XenError(E.INVAL, f"vCPU {target.vcpu_id} is not initialised")
     if not target.up:
         target.up = True
-        target.blocked = False
-        target.runstate.enter(RunState.RUNNABLE, d.time.now_ns())
+        d.unblock(target)
         d.time.write_vcpu_time(d.memory, target.pv.vcpu_info_maddr)
     return 0
 
@@ -161,12 +166,16 @@ def _stop_singleshot(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
 
 def _register_vcpu_info(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     op = VcpuRegisterVcpuInfo.unpack(d.space.read(argument, VcpuRegisterVcpuInfo.SIZE))
+    if op.offset > PAGE_SIZE - VcpuInfo.SIZE or op.offset & 7:
+        raise XenError(E.NXIO, f"vcpu_info at offset {op.offset}")
     if target.vcpu_info_registered:
         raise XenError(E.INVAL, "registered already")
-    if op.offset > PAGE_SIZE - VcpuInfo.SIZE or op.offset & 7:
-        raise XenError(E.INVAL, f"vcpu_info at offset {op.offset}")
+    if target is not v and target.up:
+        raise XenError(E.INVAL, f"vCPU {target.vcpu_id} is running")
     if not d.memory.is_guest_frame(op.mfn) or not d.frames.is_domains(op.mfn):
         raise XenError(E.INVAL, f"frame {op.mfn:#x} is not the domain's")
+    if d.frames.is_table(op.mfn):
+        raise XenError(E.INVAL, f"frame {op.mfn:#x} is a table")
     # COMMIT
     maddr = (op.mfn << 12) + op.offset
     d.memory.write(maddr, d.memory.read(target.pv.vcpu_info_maddr, VcpuInfo.SIZE))
