@@ -18,7 +18,6 @@
 #define DESCRIPTOR_WINDOW_END 0xffff820001000000ull
 #define FAULT_PRESENT_WRITE 3u
 #define FAULT_USER 4u
-#define LOWER_HALF_END 0x0000800000000000ull
 
 static void load_segment(struct hot *h, int at, u32 selector, u32 attributes)
 {
@@ -159,10 +158,12 @@ bool page_fault(struct hot *h, u64 error_code, u64 vaddr)
     b.mask_events = h->vcpu[PV_TRAPS_FLAGS + PAGE_FAULT] & TRAP_MASK_EVENTS;
     if (vaddr >= DESCRIPTOR_WINDOW && vaddr < DESCRIPTOR_WINDOW_END && !(error_code & FAULT_USER))
         return false;
-    /* A page table is never mapped in the user's half: a write there is the guest's to sort out. */
     bool write_protected = (error_code & (FAULT_PRESENT_WRITE | FAULT_USER)) == FAULT_PRESENT_WRITE;
-    if (!user_mode(h) && write_protected && vaddr >= LOWER_HALF_END)
-        return page_table_write(h, vaddr);
+    if (!user_mode(h) && write_protected) {
+        enum page_table_write outcome = page_table_write(h, vaddr);
+        if (outcome != WRITE_GUESTS_FAULT)
+            return outcome == WRITE_DONE;
+    }
     if (!b.address || !info || !bounce(h, &b))
         return false;
     store64(info + VCPU_INFO_CR2, vaddr);

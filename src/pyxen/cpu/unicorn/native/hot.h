@@ -118,7 +118,8 @@ void record_hypercall(struct hot *h, u64 number, const u64 *args, s64 result);
 bool hypercall(struct hot *h);
 
 /* page_table_write.c */
-bool page_table_write(struct hot *h, u64 vaddr);
+enum page_table_write { WRITE_DONE, WRITE_GUESTS_FAULT, WRITE_SLOW };
+enum page_table_write page_table_write(struct hot *h, u64 vaddr);
 
 /* exit_check.c: true while this thread translates for an engine of ours. */
 extern __thread bool exit_check_active;

@@ -11,7 +11,7 @@ enum {
     NR_mmuext_op = 26,
 };
 enum { SEGBASE_FS, SEGBASE_GS_USER, SEGBASE_GS_KERNEL, SEGBASE_GS_USER_SEL };
-enum { ARGUMENTS = 5, MULTICALL_ENTRY_BYTES = 64, MAX_MULTICALL = 4096 };
+enum { ARGUMENTS = 5, MULTICALL_ENTRY_BYTES = 64, MAX_NATIVE_MULTICALL = 256 };
 
 void record_hypercall(struct hot *h, u64 number, const u64 *args, s64 result)
 {
@@ -79,7 +79,7 @@ static enum outcome one_call(struct hot *h, u64 number, const u64 *args)
     return outcome;
 }
 
-/* Calls from the front of the list. At the first that is not ours, the rest of the list goes to the
+/* Calls from the front of the list. At the first that is not ours, or after many, the rest of the list goes to the
  * hypervisor as a shorter multicall: argument registers are the callee's, and Xen itself continues
  * preempted multicalls in this way.
  */
@@ -88,15 +88,14 @@ static bool multicall(struct hot *h, u64 calls, u64 n)
     u64 *env = h->env;
     u64 args[ARGUMENTS] = {env[RDI], env[RSI], env[RDX], env[R10], env[R8]};
     u64 rax = env[RAX];
-    if (n > MAX_MULTICALL)
-        return false;
+    n &= 0xffffffff;
     for (u64 i = 0; i < n; i++) {
         u64 at = calls + i * MULTICALL_ENTRY_BYTES;
         u8 *entry = guest_range(h, at, MULTICALL_ENTRY_BYTES, true);
         u64 words[2 + ARGUMENTS];
         if (entry)
             memcpy(words, entry, sizeof words);
-        if (!entry || one_call(h, words[0], words + 2) == SLOW) {
+        if (!entry || i == MAX_NATIVE_MULTICALL || one_call(h, words[0], words + 2) == SLOW) {
             env[RAX] = rax;
             env[RDI] = at;
             env[RSI] = n - i;

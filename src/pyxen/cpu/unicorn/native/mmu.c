@@ -2,13 +2,16 @@
 #include "hot.h"
 
 #define DOMID_SELF 0x7ff0u
-#define MMU_UPDATE_PREEMPTED 0x80000000u
 #define MAX_NATIVE_BATCH 64
 #define PTE_ACCESSED_DIRTY 0x60ull
 #define M2P_SLOT 256
 #define GDT_SLOT 260
 
-enum { MMU_NORMAL_PT_UPDATE = 0, MMU_MACHPHYS_UPDATE = 1, MMU_PT_UPDATE_PRESERVE_AD = 2 };
+enum {
+    MMU_MACHPHYS_UPDATE = 1,
+    MMU_PT_UPDATE_PRESERVE_AD = 2,
+    MMU_PT_UPDATE_NO_TRANSLATE = 3,
+};
 enum { UVMF_TLB_FLUSH = 1, UVMF_INVLPG = 2, UVMF_FLUSHTYPE_MASK = 3 };
 enum {
     MMUEXT_PIN_L1_TABLE = 0,
@@ -61,12 +64,17 @@ static bool read_batch(const struct hot *h, u64 vaddr, u64 n, u64 size, void *ou
     return true;
 }
 
+static bool is_own(const struct hot *h, u64 mfn)
+{
+    return is_guest_frame(h, mfn) && is_domains_frame(h, mfn);
+}
+
 static int update(struct hot *h, const struct mmu_update_request *r)
 {
     u64 maddr = r->ptr & ~7ull;
-    if (r->ptr & 4)
-        return -XEN_EINVAL;
-    if (!is_guest_frame(h, maddr >> 12) || !is_domains_frame(h, maddr >> 12))
+    if ((r->ptr & 7) > MMU_PT_UPDATE_NO_TRANSLATE)
+        return -XEN_ENOSYS;
+    if (!is_own(h, maddr >> 12))
         return -XEN_EINVAL;
     int error = check_entry(h, r->val, maddr);
     if (error)
@@ -74,7 +82,7 @@ static int update(struct hot *h, const struct mmu_update_request *r)
     /* COMMIT */
     u64 *entry = maddr_to_word(h, maddr);
     u64 value = r->val;
-    if ((r->ptr & 3) == MMU_PT_UPDATE_PRESERVE_AD)
+    if ((r->ptr & 7) == MMU_PT_UPDATE_PRESERVE_AD)
         value |= *entry & PTE_ACCESSED_DIRTY;
     *entry = value;
     count(h, DOM_COUNT_MMU_ENTRY);
@@ -84,14 +92,12 @@ static int update(struct hot *h, const struct mmu_update_request *r)
 enum outcome mmu_update(struct hot *h, const u64 *args, s64 *result)
 {
     struct mmu_update_request batch[MAX_NATIVE_BATCH];
-    u64 n = args[1] & 0xffffffff & ~(u64)MMU_UPDATE_PREEMPTED;
+    u64 n = args[1] & 0xffffffff; /* with MMU_UPDATE_PREEMPTED it is too many */
     if (args[2] || args[3] != DOMID_SELF || !read_batch(h, args[0], n, sizeof *batch, batch))
         return SLOW;
-    for (u64 i = 0; i < n; i++) {
-        u64 command = batch[i].ptr & 3;
-        if (command != MMU_NORMAL_PT_UPDATE && command != MMU_PT_UPDATE_PRESERVE_AD)
+    for (u64 i = 0; i < n; i++)
+        if ((batch[i].ptr & 7) == MMU_MACHPHYS_UPDATE)
             return SLOW;
-    }
     /* COMMIT: from here each request succeeds or ends the batch with its error. */
     *result = 0;
     for (u64 i = 0; i < n && !*result; i++)
@@ -104,7 +110,7 @@ enum outcome update_va_mapping(struct hot *h, const u64 *args, s64 *result)
     u64 vaddr = args[0], value = args[1], maddr;
     if (!is_guest_vaddr(vaddr, 1) || !entry_maddr(h, vaddr, &maddr))
         return SLOW;
-    *result = check_entry(h, value, maddr);
+    *result = is_own(h, maddr >> 12) ? check_entry(h, value, maddr) : -XEN_EINVAL;
     if (*result)
         return DONE;
     /* COMMIT */
@@ -128,11 +134,6 @@ static void set_xen_slots(struct hot *h, u64 l4)
     table[GDT_SLOT] = h->domain[DOM_GDT_L4_ENTRY];
 }
 
-static bool is_own(const struct hot *h, u64 mfn)
-{
-    return is_guest_frame(h, mfn) && is_domains_frame(h, mfn);
-}
-
 static bool is_native_command(u32 command)
 {
     return command <= MMUEXT_INVLPG_ALL || command == MMUEXT_NEW_USER_BASEPTR;
@@ -144,6 +145,8 @@ static int extended(struct hot *h, const struct mmuext_op_request *op)
     int error;
     switch (command) {
     case MMUEXT_PIN_L1_TABLE ... MMUEXT_PIN_L4_TABLE:
+        if (!is_own(h, op->arg1))
+            return -XEN_EINVAL;
         error = pin_frame(h, op->arg1, command + 1);
         if (!error && command == MMUEXT_PIN_L4_TABLE)
             set_xen_slots(h, op->arg1);
@@ -177,7 +180,7 @@ static int extended(struct hot *h, const struct mmuext_op_request *op)
 enum outcome mmuext_op(struct hot *h, const u64 *args, s64 *result)
 {
     struct mmuext_op_request batch[MAX_NATIVE_BATCH];
-    u64 n = args[1] & 0xffffffff & ~(u64)MMU_UPDATE_PREEMPTED;
+    u64 n = args[1] & 0xffffffff; /* with MMU_UPDATE_PREEMPTED it is too many */
     if (args[2] || args[3] != DOMID_SELF || !read_batch(h, args[0], n, sizeof *batch, batch))
         return SLOW;
     for (u64 i = 0; i < n; i++)

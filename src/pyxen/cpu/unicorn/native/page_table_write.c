@@ -270,18 +270,22 @@ static bool execute(struct hot *h, const struct write *w, u64 maddr)
     return true;
 }
 
-bool page_table_write(struct hot *h, u64 vaddr)
+enum page_table_write page_table_write(struct hot *h, u64 vaddr)
 {
     u64 pte_at, maddr;
     struct write w = {0};
     u8 buffer[MAX_INSTRUCTION + 16] = {0};
+    if (!entry_maddr(h, vaddr, &pte_at) || !translate(h, vaddr, false, &maddr))
+        return WRITE_SLOW;
+    /* A kernel's own mapping of a page table; a read-only user page is the guest's (COW). */
+    if (*maddr_to_word(h, pte_at) & (PTE_RW | PTE_USER))
+        return WRITE_GUESTS_FAULT;
     const u8 *code = guest_range(h, get_rip(h), MAX_INSTRUCTION, false);
-    if (!code || !entry_maddr(h, vaddr, &pte_at) || !translate(h, vaddr, false, &maddr) ||
-        *maddr_to_word(h, pte_at) & (PTE_RW | PTE_USER)) /* a user page is copy-on-write */
-        return false;
+    if (!code)
+        return WRITE_SLOW;
     /* Copied once, with zeros behind it: the decoder may look a few bytes past the end. */
     memcpy(buffer, code, MAX_INSTRUCTION);
     if (!decode(buffer, &w) || (maddr & 7) + w.size > 8 || !is_guest_frame(h, maddr >> 12))
-        return false;
-    return execute(h, &w, maddr);
+        return WRITE_SLOW;
+    return execute(h, &w, maddr) ? WRITE_DONE : WRITE_SLOW;
 }

@@ -53,6 +53,8 @@ bool translate(const struct hot *h, u64 vaddr, bool write, u64 *maddr)
     for (int shift = 39; shift >= 12; shift -= 9) {
         if (!entry_at(h, entry, vaddr, shift, &entry) || (entry & need) != need)
             return false;
+        if (shift == 30 && entry & PTE_PSE)
+            return false;
         if (shift == 21 && entry & PTE_PSE) {
             *maddr = (entry & PTE_ADDRESS & ~0x1fffffull) | (vaddr & 0x1fffff);
             return *maddr >> 12 < h->domain[DOM_TOTAL_PAGES];

@@ -1,0 +1,414 @@
+"""The native hot path does what the hypervisor does: same start, random operations, same result."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pyxen.cpu.base import Capabilities
+from pyxen.memory.pagetable import PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
+
+from .twins import (
+    DATA,
+    GUEST_PAGES,
+    KERNEL_CODE,
+    KERNEL_L1,
+    L4,
+    NAMED,
+    SPARE_TABLES,
+    STACK_TOP,
+    UD2,
+    USER,
+    USER_CODE,
+    USER_CS,
+    USER_SS,
+    Twin,
+    different_page,
+    kernel,
+    mfn,
+    twins,
+)
+
+SYSCALL = b"\x0f\x05"
+NR_mmu_update, NR_stack_switch, NR_multicall, NR_update_va_mapping = 1, 3, 13, 14
+NR_xen_version, NR_iret, NR_set_segment_base, NR_mmuext_op = 17, 23, 25, 26
+DOMID_SELF = 0x7FF0
+ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8")
+RDI, RSI = 7, 6
+ROUNDS = 400
+
+Pair = tuple[Twin, Twin]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with twins() as two:
+        capabilities: Capabilities = two[1].engine.capabilities
+        if not capabilities.native:
+            pytest.skip(capabilities.detail)
+        yield two
+
+
+def both(pair: Pair, do: Callable[[Twin], None]) -> None:
+    for twin in pair:
+        do(twin)
+
+
+def compare(pair: Pair, context: object, *, arguments_may_differ: bool = False) -> None:
+    """Everything is the same; RDI and RSI need not be after a continued multicall."""
+    states = [twin.state() for twin in pair]
+    if arguments_may_differ:
+        for state in states:
+            state["cpu"].gprs[RDI] = state["cpu"].gprs[RSI] = 0  # type: ignore[attr-defined]
+            state["last"] = [(r.number, r.result) for r in state["last"]]  # type: ignore[attr-defined]
+    plain, native = states
+    for key, value in plain.items():
+        assert native[key] == value, (key, context)
+    frame = different_page(*pair)
+    assert frame is None, (frame, context)
+
+
+def run_both(pair: Pair, context: object, limit: int = 64, **how: bool) -> str:
+    ends = [twin.run(limit) for twin in pair]
+    assert ends[0] == ends[1], context
+    compare(pair, context, **how)
+    return ends[0]
+
+
+def start_kernel(twin: Twin, code: bytes, rng_flags: int = 0) -> None:
+    twin.put(kernel(KERNEL_CODE), code)
+    twin.engine.enter_kernel_mode()
+    twin.engine.regs.rip = kernel(KERNEL_CODE)
+    twin.engine.regs.rsp = STACK_TOP
+    twin.engine.regs.rflags = rng_flags
+    twin.vcpu.upcall_mask = 1
+
+
+def call(twin: Twin, number: int, arguments: tuple[int, ...]) -> None:
+    """Prepare one hypercall followed by UD2."""
+    start_kernel(twin, SYSCALL + UD2)
+    twin.engine.regs.rax = number
+    for name, value in zip(ARGUMENTS, (*arguments, 0, 0, 0, 0, 0), strict=False):
+        setattr(twin.engine.regs, name, value & (1 << 64) - 1)
+
+
+class Requests:
+    """Random arguments: mostly sensible, and now and then all that a hostile guest may think of."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+
+    def frame(self) -> int:
+        rng = self.rng
+        return rng.choice(
+            [
+                *[mfn(NAMED + rng.randrange(64))] * 6,
+                mfn(SPARE_TABLES + rng.randrange(16)),
+                rng.choice([0, 0x10, 0x20, 0xC8, mfn(GUEST_PAGES), 0xF_FFFF, 1 << 39]),
+            ]
+        )
+
+    def entry(self) -> int:
+        rng = self.rng
+        flags = rng.choice([0, 1, 3, 7, 0x27, 0x67, 0x63 | PTE_NX, 0x80 | 3])
+        return self.frame() << 12 | flags
+
+    def table_entry(self) -> int:
+        """Machine address of an entry of a spare table, or of something that is none."""
+        rng = self.rng
+        spare = (mfn(SPARE_TABLES + rng.randrange(16)) << 12) + rng.randrange(512) * 8
+        return rng.choice([*[spare] * 12, 0x20_000, 0xC8_000, 1 << 45, spare | 4])
+
+    def mmu_updates(self) -> bytes:
+        rng = self.rng
+        count = rng.choice([1, 1, 2, 5, 32])
+        commands = [0] * 8 + [2] * 4 + ([1, 3] if rng.random() < 0.2 else [])
+        return b"".join(
+            struct.pack("<QQ", self.table_entry() | rng.choice(commands), self.entry())
+            for _ in range(count)
+        )
+
+    def mmuext_op(self) -> bytes:
+        rng = self.rng
+        command = rng.choice([0, 0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 15, 16, 99])
+        frame = mfn(SPARE_TABLES + rng.randrange(4)) if rng.random() < 0.8 else self.frame()
+        if command == 5:
+            frame = rng.choice([mfn(L4), mfn(L4), 0x10, 1 << 40])
+        if command in (7, 9, 11):
+            frame = rng.choice([kernel(DATA), USER, 1 << 63])
+        return struct.pack("<IIQQ", command, rng.randrange(2), frame, mfn(NAMED))
+
+    def one(self, twin_puts: Callable[[int, bytes], None], at: int) -> tuple[int, tuple[int, ...]]:
+        """A hypercall; its records are put at `at`."""
+        rng = self.rng
+        number = rng.choice(
+            [
+                NR_mmu_update,
+                NR_mmuext_op,
+                NR_update_va_mapping,
+                NR_stack_switch,
+                NR_set_segment_base,
+                NR_xen_version,
+                77,
+            ]
+        )
+        domid = rng.choice([DOMID_SELF] * 9 + [1, 7, DOMID_SELF | 1 << 32])
+        if number == NR_mmu_update:
+            records = self.mmu_updates()
+            twin_puts(at, records)
+            pdone = rng.choice([0, 0, 0, kernel(DATA, 0xFF0)])
+            return number, (at, len(records) // 16, pdone, domid)
+        if number == NR_mmuext_op:
+            records = b"".join(self.mmuext_op() for _ in range(rng.choice([1, 1, 2, 3])))
+            twin_puts(at, records)
+            pdone = rng.choice([0, 0, 0, kernel(DATA, 0xFF0)])
+            return number, (at, len(records) // 24, pdone, domid)
+        if number == NR_update_va_mapping:
+            vaddr = rng.choice([USER + 0x8000 + 0x1000 * rng.randrange(64), 0, 1 << 47, 1 << 40])
+            return number, (vaddr, self.entry(), rng.randrange(4))
+        if number == NR_stack_switch:
+            return number, (0xE02B, STACK_TOP - 16 * rng.randrange(8))
+        if number == NR_set_segment_base:
+            base = rng.choice([0x7000, 0xFFFF_8880_0000_0000, 1 << 60, 3, 0x33])
+            return number, (rng.randrange(5), base)
+        return number, (rng.randrange(3), 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hypercalls(pair: Pair, seed: int) -> None:
+    requests = Requests(seed)
+    for n in range(ROUNDS):
+        puts: list[tuple[int, bytes]] = []
+        at = kernel(DATA, requests.rng.choice([0, 0x800, 0xFF8]))
+        number, arguments = requests.one(lambda a, b, puts=puts: puts.append((a, b)), at)
+
+        def prepare(
+            twin: Twin,
+            puts: list[tuple[int, bytes]] = puts,
+            number: int = number,
+            arguments: tuple[int, ...] = arguments,
+        ) -> None:
+            for where, data in puts:
+                twin.put(where, data)
+            call(twin, number, arguments)
+
+        both(pair, prepare)
+        assert run_both(pair, (n, number, [hex(a) for a in arguments])) == "end"
+    native = pair[1].domain.pv.counters
+    assert native["mmu_entry"] > ROUNDS // 20
+    assert native["hypercall"] > ROUNDS // 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_multicalls(pair: Pair, seed: int) -> None:
+    requests = Requests(100 + seed)
+    for n in range(ROUNDS // 4):
+        puts: list[tuple[int, bytes]] = []
+        entries = b""
+        calls = [
+            requests.one(lambda a, b, puts=puts: puts.append((a, b)), kernel(DATA + 1 + i))
+            for i in range(requests.rng.randrange(5))
+        ]
+        for number, arguments in calls:
+            entries += struct.pack("<QQ6Q", number, 0xDEAD, *(*arguments, 0, 0, 0, 0, 0)[:6])
+        puts.append((kernel(DATA), entries))
+
+        def prepare(
+            twin: Twin, puts: list[tuple[int, bytes]] = puts, count: int = len(calls)
+        ) -> None:
+            for where, data in puts:
+                twin.put(where, data)
+            call(twin, NR_multicall, (kernel(DATA), count))
+
+        both(pair, prepare)
+        assert run_both(pair, (n, calls), arguments_may_differ=True) == "end"
+
+
+@pytest.mark.parametrize("pending", [False, True])
+@pytest.mark.parametrize("mask", [0, 1])
+def test_system_calls_and_iret(pair: Pair, pending: bool, mask: int) -> None:
+    rng = random.Random(mask)
+    for n in range(100):
+        flags = rng.randrange(1 << 22) & 0x24_4CD5
+        gprs = [rng.getrandbits(64) for _ in range(16)]
+        masks = rng.randrange(2)
+
+        def start(
+            twin: Twin, flags: int = flags, gprs: list[int] = gprs, masks: int = masks
+        ) -> None:
+            twin.put(kernel(USER_CODE), SYSCALL)
+            for index, value in enumerate(gprs):
+                twin.engine.regs.set_gpr(index, value)
+            twin.vcpu.pv.syscall_callback_flags = masks
+            twin.vcpu.upcall_mask = mask
+            twin.memory.bytes[twin.vcpu.pv.vcpu_info_maddr] = pending
+            if not twin.engine.user_mode:
+                twin.vcpu.pv.gs_base_kernel = twin.engine.regs.gs_base
+            twin.engine.enter_user_mode(USER_CS, USER_SS)
+            twin.engine.regs.rflags = flags
+            twin.engine.regs.rip = USER
+
+        both(pair, start)
+        assert run_both(pair, (n, hex(flags))) == "end"
+        target = rng.choice([USER, kernel(KERNEL_CODE, 0x400)])
+        cs = rng.choice([0xE033, 0xE023, 0x33]) if target == USER else 0xE030
+        back = rng.randrange(1 << 22) & 0x24_7ED5 | rng.choice([0, 0x200])
+        how = rng.choice([0, 0x100])
+        frame = struct.pack("<9Q", 1, 2, 3, how, target, cs, back, STACK_TOP - 512, USER_SS)
+
+        def leave(twin: Twin, frame: bytes = frame) -> None:
+            start_kernel(twin, SYSCALL)
+            twin.put(kernel(KERNEL_CODE, 0x400), UD2)
+            twin.put(kernel(USER_CODE), UD2)
+            twin.engine.regs.rax = NR_iret
+            twin.put(STACK_TOP - 1024, frame)
+            twin.engine.regs.rsp = STACK_TOP - 1024
+            twin.memory.bytes[twin.vcpu.pv.vcpu_info_maddr] = pending
+
+        both(pair, leave)
+        assert run_both(pair, (n, hex(cs), hex(back))) == "end"
+    counters = pair[1].domain.pv.counters
+    assert counters["iret"] > 0
+    if pending:
+        assert counters["upcall"] > 0
+    if mask or not pending:  # else the event comes first
+        assert counters["syscall"] > 0
+
+
+def test_page_faults(pair: Pair) -> None:
+    rng = random.Random(7)
+    cases = []
+    for user in (False, True):
+        for entry in (0, mfn(NAMED) << 12 | PTE_PRESENT | PTE_USER, mfn(NAMED) << 12 | PTE_PRESENT):
+            for code in (b"\x48\x8b\x06", b"\x48\x89\x06"):  # mov rax, [rsi]; mov [rsi], rax
+                cases.append((user, entry, code))
+    for user, entry, code in cases * 3:
+        flags = rng.randrange(1 << 22) & 0x24_4CD5
+        masked = rng.choice([0, 4])
+
+        def start(
+            twin: Twin,
+            user: bool = user,
+            entry: int = entry,
+            code: bytes = code,
+            flags: int = flags,
+            masked: int = masked,
+        ) -> None:
+            start_kernel(twin, code + UD2)
+            twin.put(kernel(USER_CODE), code + UD2)
+            twin.set_entry(6, 64, entry)
+            twin.engine.flush_tlb()
+            twin.vcpu.pv.traps_flags[14] = masked
+            twin.vcpu.upcall_mask = masked & 1
+            if user:
+                twin.engine.enter_user_mode(USER_CS, USER_SS)
+                twin.engine.regs.rip = USER
+            twin.engine.regs.rflags = flags
+            twin.engine.regs.rsi = USER + 64 * 4096 + 8
+
+        both(pair, start)
+        assert run_both(pair, (user, hex(entry), code.hex())) == "end"
+    assert pair[1].domain.pv.counters["page_fault"] > 0
+
+
+# Instructions that write to [rsi]; each with lock where it may have one.
+WRITES = {
+    "mov [rsi], rax": "48 89 06",
+    "mov [rsi], r9": "4c 89 0e",
+    "mov [rsi], eax": "89 06",
+    "mov [rsi], ax": "66 89 06",
+    "mov [rsi], al": "88 06",
+    "mov [rsi], sil": "40 88 36",
+    "mov [rsi], ah": "88 26",
+    "mov [rsi+8], rcx": "48 89 4e 08",
+    "mov [rsi+0x10], rcx": "48 89 8e 10 00 00 00",
+    "mov [rsi+rdi], rcx": "48 89 0c 3e",
+    "mov [rsi+rdi*8+8], rcx": "48 89 4c fe 08",
+    "mov qword [rsi], -1": "48 c7 06 ff ff ff ff",
+    "mov qword [rsi], 0": "48 c7 06 00 00 00 00",
+    "mov dword [rsi], 0x67": "c7 06 67 00 00 00",
+    "mov byte [rsi], 3": "c6 06 03",
+    "xchg [rsi], rax": "48 87 06",
+    "xchg [rsi], edx": "87 16",
+    "xchg [rsi], dl": "86 16",
+    "lock cmpxchg [rsi], rcx": "f0 48 0f b1 0e",
+    "ds cmpxchg [rsi], rcx": "3e 48 0f b1 0e",
+    "cmpxchg [rsi], ecx": "0f b1 0e",
+    "cmpxchg [rsi], cl": "0f b0 0e",
+    "lock and [rsi], rax": "f0 48 21 06",
+    "lock and byte [rsi], 0xfd": "f0 80 26 fd",
+    "lock and dword [rsi], 0xfffffffd": "f0 83 26 fd",
+    "and qword [rsi], -3": "48 83 26 fd",
+    "and qword [rsi], imm32": "48 81 26 fd ff ff ff",
+    "lock or [rsi], rax": "f0 48 09 06",
+    "or byte [rsi], 0x20": "80 0e 20",
+    "or [rsi], al": "08 06",
+    "lock bts qword [rsi], 5": "f0 48 0f ba 2e 05",
+    "lock btr qword [rsi], 1": "f0 48 0f ba 36 01",
+    "lock btr [rsi], rcx": "f0 48 0f b3 0e",
+    "bts [rsi], rcx": "48 0f ab 0e",
+    "stosq": "48 ab",
+    "rep stosq": "f3 48 ab",
+    "rep stosd": "f3 ab",
+    "add [rsi], rax": "48 01 06",
+    "inc qword [rsi]": "48 ff 06",
+    "movnti [rsi], rax": "48 0f c3 06",
+    "mov [rsi+4], rax": "48 89 46 04",
+}
+
+
+@pytest.mark.parametrize("instruction", WRITES)
+def test_page_table_writes(pair: Pair, instruction: str) -> None:
+    rng = random.Random(instruction)
+    requests = Requests(1)
+    code = bytes.fromhex(WRITES[instruction])
+    for n in range(24):
+        old, new = requests.entry(), requests.entry()
+        rax = rng.choice([old, new, 0, PTE_RW])
+        slot = rng.randrange(8, 500)
+        flags = rng.randrange(1 << 12) & 0xCD5
+
+        def start(
+            twin: Twin,
+            old: int = old,
+            new: int = new,
+            rax: int = rax,
+            slot: int = slot,
+            flags: int = flags,
+        ) -> None:
+            start_kernel(twin, code + UD2, flags & ~0x400)
+            regs = twin.engine.regs
+            for index in range(16):
+                if index != 4:
+                    regs.set_gpr(index, 0)
+            for i in range(4):
+                twin.set_entry(SPARE_TABLES, slot + i, old)
+            regs.rsi = kernel(SPARE_TABLES, slot * 8)
+            regs.rax = rax
+            regs.rcx = new if "rep" not in instruction and "bt" not in instruction else 3
+            regs.rdx, regs.r9 = new, new
+            if "stos" in instruction:
+                regs.rdi = regs.rsi
+
+        both(pair, start)
+        run_both(pair, (instruction, n, hex(old), hex(new), hex(rax)))
+    if instruction.startswith(("mov [rsi], rax", "xchg [rsi], rax", "lock and [rsi]")):
+        assert pair[1].domain.pv.counters["page_table_write"] > 0
+
+
+def test_a_whole_kernel_table_is_written_entry_by_entry(pair: Pair) -> None:
+    """The guest's own mappings change under it, as fork does it: lock and on each entry."""
+    # 1: lock and qword [rsi], -3; add rsi, 8; dec rcx; jnz 1b; ud2
+    code = bytes.fromhex("f0 48 83 26 fd 48 83 c6 08 48 ff c9 75 f2 0f 0b")
+
+    def start(twin: Twin) -> None:
+        start_kernel(twin, code)
+        twin.engine.regs.rsi = kernel(KERNEL_L1, NAMED * 8)
+        twin.engine.regs.rcx = 64
+
+    both(pair, start)
+    assert run_both(pair, "loop", limit=100) == "end"
+    assert pair[1].domain.pv.counters["page_table_write"] == 64
