@@ -157,6 +157,8 @@ def _write_page_tables(memory: MachineMemory, kernel: KernelImage, layout: PvLay
     mapped = (layout.mapping_end - layout.virt_base) >> PAGE_SHIFT
     map_pages(memory, tables, layout.virt_base, 0, mapped)
     protect_pages(memory, tables, layout.virt_base, layout.initial_tables.values())
+    inside = [pfn for pfn in layout.p2m_tables.values() if pfn < mapped]
+    protect_pages(memory, tables, layout.virt_base, inside)
     if kernel.init_p2m is not None:
         map_pages(memory, tables, kernel.init_p2m, layout.p2m.first_pfn, layout.p2m.pages)
 

@@ -17,7 +17,8 @@ Pseudo-physical memory, from low to high; what is in (brackets) depends on the k
     (P2M list)        if INIT_P2M: mapped there, its page tables behind it
     free
 
-In a domain that is too small for that, what is behind the mapping goes below the kernel instead.
+In a domain that is too small for that, the ramdisk goes below the kernel (above the ISA range,
+which Linux treats as reserved) and the P2M list to the end of the mapping, its tables read-only.
 
 Source: public/xen.h, "Start-of-day memory layout".
 """
@@ -136,14 +137,16 @@ def plan(kernel: KernelImage, guest_pages: int, ramdisk_bytes: int) -> PvLayout:
 
     mapped_pages = (mapping_end - kernel.virt_base) >> PAGE_SHIFT
     rest = _Unmapped(kernel, ramdisk_pages, p2m_pages, initial_tables)
-    if not rest.place(mapped_pages, guest_pages) and not rest.place(_ISA_END_PFN, first):
-        tables = table_pages + len(rest.p2m_tables)
-        least = mapped_pages + rest.pages
-        raise _too_small(guest_pages, least, kernel_region, ramdisk_pages, p2m_pages, tables)
-    if mapped_pages > guest_pages:
-        raise _too_small(
-            guest_pages, mapped_pages, kernel_region, ramdisk_pages, p2m_pages, table_pages
-        )
+    top = max(mapped_pages, rest.put_ramdisk(mapped_pages))
+    if rest.put_p2m(top) > guest_pages:
+        # A small domain: the ramdisk goes below the kernel, the P2M list into the spare mapping.
+        fits = rest.put_ramdisk(_ISA_END_PFN) <= first
+        p2m_first = mapped_pages - rest.p2m_and_tables
+        fits &= p2m_first >= boot_stack.end_pfn + _MAPPING_SPARE_PAGES
+        if not fits or rest.put_p2m(p2m_first) > guest_pages:
+            least = mapped_pages + rest.ramdisk.pages + rest.p2m_and_tables
+            tables = table_pages + len(rest.p2m_tables)
+            raise _too_small(guest_pages, least, kernel_region, ramdisk_pages, p2m_pages, tables)
     return PvLayout(
         virt_base=kernel.virt_base,
         kernel=kernel_region,
@@ -157,14 +160,13 @@ def plan(kernel: KernelImage, guest_pages: int, ramdisk_bytes: int) -> PvLayout:
         mapping_end=mapping_end,
         initial_tables=initial_tables,
         p2m_tables=rest.p2m_tables,
-        end_pfn=Pfn(max(mapped_pages, rest.end_pfn)),
+        end_pfn=Pfn(max(mapped_pages, rest.ramdisk.end_pfn, rest.p2m_end_pfn)),
     )
 
 
 class _Unmapped:
-    """What lies outside of the initial mapping: above it or, in a small domain, below the kernel.
-
-    The megabyte with the ISA range is left out: Linux treats it as reserved.
+    """What the kernel is only told the frames of: a ramdisk with MOD_START_PFN, the P2M list with
+    INIT_P2M and its tables. Nothing of that for kernels without these notes.
     """
 
     def __init__(
@@ -174,22 +176,30 @@ class _Unmapped:
         self._ramdisk_pages = ramdisk_pages if kernel.mod_start_pfn else 0
         self._p2m_pages = 0 if kernel.init_p2m is None else p2m_pages
         self._initial = initial
-        self.pages = 0
-        self.end_pfn = 0
+        self.p2m_tables: dict[Table, Pfn] = {}
+        self.p2m_end_pfn = 0
 
-    def place(self, first_pfn: int, end_pfn: int) -> bool:
-        """Put everything from `first_pfn` on; whether it ends before `end_pfn`."""
+    @property
+    def p2m_and_tables(self) -> int:
+        """Pages of the P2M list and its tables."""
+        return self._p2m_pages + len(self.p2m_tables)
+
+    def put_ramdisk(self, first_pfn: int) -> int:
+        """Put the ramdisk there; returns the frame behind it."""
         alloc = _Allocator(first_pfn)
         self.ramdisk = alloc.take("ramdisk", self._ramdisk_pages)
+        return alloc.pfn
+
+    def put_p2m(self, first_pfn: int) -> int:
+        """Put the P2M list there, its tables behind it; returns the frame behind them."""
+        alloc = _Allocator(first_pfn)
         self.p2m = alloc.take("p2m", self._p2m_pages)
-        self.p2m_tables: dict[Table, Pfn] = {}
         if self._kernel.init_p2m is not None:
             self.p2m_tables = _p2m_tables(
                 self._kernel, self._kernel.init_p2m, self._p2m_pages, self._initial, alloc
             )
-        self.end_pfn = alloc.pfn
-        self.pages = alloc.pfn - first_pfn
-        return alloc.pfn <= end_pfn
+        self.p2m_end_pfn = alloc.pfn
+        return alloc.pfn
 
 
 def pages_of(length_bytes: int) -> int:

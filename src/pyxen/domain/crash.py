@@ -113,7 +113,8 @@ def _stack(domain: Domain, symbols: SymbolTable | None) -> str:
         if raw is None or len(lines) >= STACK_LINES:
             break
         word = int.from_bytes(raw, "little")
-        name = _name(symbols, word) if word >= _KERNEL_HALF else ""
+        symbol = symbols.lookup(word) if symbols and word >= _KERNEL_HALF else None
+        name = str(symbol) if symbol and symbol.code else ""
         if name or (symbols is None and word >= 0xFFFF_FFFF_8000_0000):
             lines.append(f"  {8 * n:4x}  {word:016x}  {name}".rstrip())
     source = f" (names from {symbols.source})" if symbols else ""

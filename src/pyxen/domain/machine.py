@@ -108,7 +108,12 @@ class Machine:
         reactor.kick = self.engine.kick
 
     def _load_guest(self, spec: MachineSpec, kernel: KernelImage) -> BuiltDomain:
-        options = PvOptions(layout.SHARED_INFO, spec.store_port, spec.console_port)
+        options = PvOptions(
+            layout.SHARED_INFO,
+            spec.store_port,
+            spec.console_port,
+            pages=spec.domain.memory_pages,
+        )
         ramdisk = read_file(spec.ramdisk, "ramdisk") if spec.ramdisk else None
         return build(self.memory, kernel, ramdisk, spec.cmdline, options)
 

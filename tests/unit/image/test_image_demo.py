@@ -147,7 +147,7 @@ def test_a_demo_with_the_users_own_kernel(tmp_path: Path, busybox: Path) -> None
     assert f'kernel = "{out}/vmlinuz"' in text
     assert f'ramdisk = "{out}/initrd.img"' in text
     assert "memory = 64\n" in text
-    assert 'extra = "console=hvc0"' in text
+    assert 'extra = "console=hvc0 ' in text
     assert said[-1] == f"start it with: xl create -c {image.config}"
 
 

@@ -20,6 +20,9 @@ from pyxen.types import PAGE_SHIFT, Mfn
 BACKLOG_BYTES = 64 << 10
 """Replies that the guest did not take yet; beyond that xenstored's stream is not read."""
 
+OUTSTANDING_REQUESTS = 64
+"""Requests without an answer; beyond that the guest's ring is not read."""
+
 _AT = XenstoreDomainInterface.OFFSET
 
 
@@ -86,7 +89,7 @@ class XenstoreRing:
         return len(self._backlog) > BACKLOG_BYTES
 
     def _take_requests(self) -> bool:
-        if self._send is None:
+        if self._send is None or self._unanswered.outstanding >= OUTSTANDING_REQUESTS:
             return False
         data = self._requests.take()
         if not data:
