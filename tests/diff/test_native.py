@@ -412,3 +412,28 @@ def test_a_whole_kernel_table_is_written_entry_by_entry(pair: Pair) -> None:
     both(pair, start)
     assert run_both(pair, "loop", limit=100) == "end"
     assert pair[1].domain.pv.counters["page_table_write"] == 64
+
+
+@pytest.mark.parametrize("user", [False, True])
+@pytest.mark.parametrize("code", ["fa", "fb", "f4", "66 fa", "e4 60", "0f 32", "0f 30"])
+def test_privileged_instructions(pair: Pair, code: str, user: bool) -> None:
+    def start(twin: Twin) -> None:
+        start_kernel(twin, bytes.fromhex(code) + UD2)
+        twin.put(kernel(USER_CODE), bytes.fromhex(code) + UD2)
+        twin.engine.regs.rcx = 0xC000_0080
+        if user:
+            twin.engine.enter_user_mode(USER_CS, USER_SS)
+            twin.engine.regs.rip = USER
+
+    both(pair, start)
+    assert run_both(pair, code) == "end"
+    counted = pair[1].domain.pv.counters["trap"]
+    assert counted == (1 if code in ("fa", "fb") and not user else 0)
+
+
+def test_slow_only_hands_on_every_exit(pair: Pair) -> None:
+    pair[1].domain.pv.slow_only = 1
+    both(pair, lambda twin: call(twin, NR_stack_switch, (0xE02B, STACK_TOP)))
+    assert run_both(pair, "slow only") == "end"
+    counters = pair[1].domain.pv.counters
+    assert (counters["hypercall"], counters["slow"]) == (0, 2)  # the hypercall, and UD2

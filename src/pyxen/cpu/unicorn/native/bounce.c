@@ -14,6 +14,8 @@
 #define VCPU_INFO_CR2 16
 #define VCPU_INFO_BYTES 64
 #define PAGE_FAULT 14
+#define OPCODE_CLI 0xfa
+#define OPCODE_STI 0xfb
 #define DESCRIPTOR_WINDOW 0xffff820000000000ull
 #define DESCRIPTOR_WINDOW_END 0xffff820001000000ull
 #define FAULT_PRESENT_WRITE 3u
@@ -168,6 +170,17 @@ bool page_fault(struct hot *h, u64 error_code, u64 vaddr)
         return false;
     store64(info + VCPU_INFO_CR2, vaddr);
     count(h, DOM_COUNT_PAGE_FAULT);
+    return true;
+}
+
+/* CLI and STI of a kernel that should use the event mask have no effect: hypervisor/emulate.py. */
+bool general_protection(struct hot *h)
+{
+    const u8 *code = guest_range(h, get_rip(h), 1, false);
+    if (user_mode(h) || !code || (*code != OPCODE_CLI && *code != OPCODE_STI))
+        return false;
+    set_rip(h, get_rip(h) + 1);
+    count(h, DOM_COUNT_TRAP);
     return true;
 }
 

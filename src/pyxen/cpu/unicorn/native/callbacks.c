@@ -1,6 +1,7 @@
 /* What Unicorn calls: try the hot path, else record why the guest stopped, and stop. */
 #include "hot.h"
 
+#define GENERAL_PROTECTION 13
 #define PAGE_FAULT 14
 
 static bool is_hot(const struct hot *h)
@@ -45,10 +46,13 @@ HOT_API void hot_on_exception(void *uc, u32 vector, void *user_data)
     env_d[D_OLD_EXCEPTION] = (u32)-1;
     bool software = env_d[D_EXCEPTION_IS_INT] != 0;
     u64 error_code = env_d[D_ERROR_CODE], vaddr = h->env[Q_CR2];
-    if (vector == PAGE_FAULT && !software && is_hot(h) &&
-        page_fault(h, error_code, vaddr)) {
-        deliver_events(h);
-        return;
+    if (!software && is_hot(h)) {
+        bool done = (vector == PAGE_FAULT && page_fault(h, error_code, vaddr)) ||
+                    (vector == GENERAL_PROTECTION && general_protection(h));
+        if (done) {
+            deliver_events(h);
+            return;
+        }
     }
     if (!h->exit_kind) {
         h->vector = vector;

@@ -107,6 +107,7 @@ bool bounce(struct hot *h, const struct bounce *b);
 bool guest_syscall(struct hot *h);
 bool iret(struct hot *h);
 bool page_fault(struct hot *h, u64 error_code, u64 vaddr);
+bool general_protection(struct hot *h);
 void deliver_events(struct hot *h);
 
 /* mmu.c, hypercall.c */
