@@ -5,14 +5,14 @@ instruction pointer is at the SYSCALL again and its argument registers say what 
 events, timers and the back ends get their turn between two pieces.
 
 Xen asks the clock whether to stop. Here it is a count of work, which makes the same guest do the
-same thing every time; a unit is one to three microseconds.
+same thing every time; a unit is two to five microseconds.
 """
 
 from __future__ import annotations
 
 from pyxen.hypervisor.domain import Domain
 
-WORK_PER_HYPERCALL = 2048
+WORK_PER_HYPERCALL = 1024
 
 
 class Continue(Exception):

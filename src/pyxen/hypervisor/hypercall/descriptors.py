@@ -30,7 +30,7 @@ from pyxen.types import PAGE_SHIFT, PAGE_SIZE
 
 _WINDOW_PTE = PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY | PTE_NX
 _LDT_PAGES = 16
-_WORK_PER_PAGE = 32
+_WORK_PER_PAGE = 64
 _MAX_LDT_ENTRIES = 8192
 
 _PRESENT = 1 << 47
@@ -43,7 +43,6 @@ _CODE_CONFORMING = 1 << 42
 def set_trap_table(d: Domain, v: Vcpu, traps: int) -> int:
     """HYPERVISOR_set_trap_table: a list that ends with address 0; address 0 at once clears all."""
     table = []
-    work(d, _WORK_PER_PAGE)
     if traps:
         for n in range(TRAPS + 1):
             entry = TrapInfo.unpack(d.space.read(traps + n * TrapInfo.SIZE, TrapInfo.SIZE))
@@ -51,6 +50,7 @@ def set_trap_table(d: Domain, v: Vcpu, traps: int) -> int:
                 break
             if not is_guest_vaddr(entry.address):
                 raise XenError(E.INVAL, f"trap handler at {entry.address:#x}")
+            work(d)
             table.append(entry)
     # COMMIT
     if not traps:
