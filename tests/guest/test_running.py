@@ -295,3 +295,28 @@ def test_what_the_cpuid_policy_promises_works(bench: Bench) -> None:
     # lock cmpxchg16b [rsi]
     regs.rsi = DATA
     assert bench.run("f0 48 0f c7 0e" + SYSCALL) is HYPERCALL
+
+
+def test_an_instruction_that_crosses_into_an_absent_page(bench: Bench, user: bool) -> None:
+    """The translator gives up in the middle of a block; the next one must not inherit anything."""
+    engine = bench.engine
+    second = CODE + 0x1000
+    start = second - 8
+    # inc rbx; inc rbx; mov eax, 5 (three of its five bytes in the second page); syscall
+    bench.put(start, "48 ff c3 48 ff c3 b8 05 00 00 00" + SYSCALL)
+    bench.put(DATA, "48 ff c3" + SYSCALL)
+    for _ in range(3):
+        bench.unmap(second)
+        engine.regs.rbx = 0
+        if user:
+            engine.enter_user_mode(USER_CS, USER_SS)
+        engine.regs.rip = start
+        assert engine.run() == Trap(14, 0x14 if user else 0x10, second)
+        # Nothing of the block was executed, so this is where it has to go on.
+        assert (engine.regs.rip, engine.regs.rbx) == (start, 0)
+        engine.regs.rip = DATA
+        assert engine.run() is not PREEMPTED
+        bench.protect(second)
+        engine.regs.rip, engine.regs.rbx = start, 0
+        assert engine.run() is not PREEMPTED
+        assert (engine.regs.rax, engine.regs.rbx, engine.regs.rip) == (5, 2, second + 5)

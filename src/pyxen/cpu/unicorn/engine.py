@@ -62,7 +62,8 @@ class UnicornEngine(Engine):
 
     IN gives all ones and OUT does nothing in guest kernel mode; in user mode both are #GP(0).
     RDTSC is the host's. SYSENTER is #GP(0), INT1 is #UD. Debug registers keep their values, but no
-    breakpoint of theirs is ever hit.
+    breakpoint of theirs is ever hit. Where an instruction crosses into a page that cannot be
+    fetched, RIP is that of the start of its block, of which nothing was executed.
     """
 
     regs: UnicornRegisters

@@ -65,16 +65,17 @@ static void check_in_line(u8 *ctx)
 
 static void my_call_n(void *ctx, void *function, void *result, int n, void **args)
 {
-    if (exit_check_active) {
-        if (function == tcg.check_exit_request && known_ctx == ctx && !label) {
+    if (function == tcg.check_exit_request) {
+        /* A new block begins. The last may have been given up in the middle, its label with it. */
+        label = NULL;
+        if (exit_check_active && known_ctx == ctx) {
             check_in_line(ctx);
             return;
         }
+    } else if (exit_check_active && function == tcg.lookup_tb_ptr && n == 1) {
         /* This helper's only argument is env: that is how the temporary becomes known. */
-        if (function == tcg.lookup_tb_ptr && n == 1) {
-            known_ctx = ctx;
-            known_env = args[0];
-        }
+        known_ctx = ctx;
+        known_env = args[0];
     }
     tcg.call_n(ctx, function, result, n, args);
 }
