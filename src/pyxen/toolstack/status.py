@@ -9,13 +9,17 @@ import time
 from pyxen.errors import UserError
 from pyxen.toolstack import host, libxl_json
 from pyxen.xend.daemon import Xend
-from pyxen.xend.domain import Domain
+from pyxen.xend.domain import SHUTDOWN_REASONS, Domain
 from pyxen.xend.process import ProcessGone
 from pyxen.xend.record import LIVE, JsonObject
 from pyxen.xend.registry import HOST_UUID
 
 STATUS_SECONDS = 2.0
 """A domain process that does not answer for so long is shown as it was last seen."""
+
+STATES = ("running", "blocked", "paused", "shutdown", "crashed", "dying")
+NUMBERS = ("memory_kib", "maxmem_kib", "vcpus_online", "cpu_time_ns", "pause_count")
+MAX_VCPUS = 512
 
 
 async def domain_list(xend: Xend, domains: list[Domain] | None = None) -> list[JsonObject]:
@@ -64,9 +68,35 @@ async def _status(domain: Domain) -> JsonObject:
     process = domain.process
     if process is None or domain.record.phase != LIVE:
         return domain.last_status
-    with contextlib.suppress(ProcessGone, UserError, TimeoutError):
-        domain.last_status = await process.call("status", seconds=STATUS_SECONDS)
+    with contextlib.suppress(
+        ProcessGone, UserError, TimeoutError, ValueError, TypeError, KeyError, AttributeError
+    ):
+        domain.last_status = parse_status(await process.call("status", seconds=STATUS_SECONDS))
     return domain.last_status
+
+
+def parse_status(answer: JsonObject) -> JsonObject:
+    """A process's answer to `status`, checked: a guest may have taken the process over.
+
+    Raises ValueError, TypeError, KeyError, AttributeError.
+    """
+    state = {key: bool(answer["state"].get(key)) for key in STATES}
+    vcpus = [
+        {
+            "id": int(vcpu["id"]),
+            "cpu": int(vcpu.get("cpu", 0)),
+            "state": str(vcpu["state"]),
+            "cpu_time_ns": int(vcpu["cpu_time_ns"]),
+        }
+        for vcpu in answer["vcpus"][:MAX_VCPUS]
+    ]
+    reason = answer.get("shutdown_reason")
+    return {
+        **{key: int(answer[key]) for key in NUMBERS},
+        "state": state,
+        "vcpus": vcpus,
+        "shutdown_reason": reason if reason in SHUTDOWN_REASONS else None,
+    }
 
 
 def domain_config(domain: Domain) -> JsonObject:

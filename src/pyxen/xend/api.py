@@ -30,6 +30,8 @@ LINE_BYTES = 1 << 20
 UNSENT_BYTES = 1 << 20
 """A client that reads events this far behind is cut off."""
 CALLS_AT_ONCE = 256
+ANY_VERSION = ("stop", "version")
+"""Operations that clients of every version may ask for."""
 
 Operation: TypeAlias = Callable[["Xend", JsonObject], Awaitable[Any]]
 
@@ -120,12 +122,12 @@ class _Session:
             self._send({"id": request.get("id"), "error": describe(error)})
 
     async def _do(self, request: JsonObject) -> object:
-        if request.get("v") != API_VERSION:
+        op = request.get("op")
+        if request.get("v") != API_VERSION and op not in ANY_VERSION:
             raise UserError(
                 "this xl and the running xend are of different versions",
                 "stop the old xend (domains run on): pyxen xend --stop",
             )
-        op = request.get("op")
         if op == "events":
             if self._leave_events is None:
                 self._leave_events = self._xend.events.listen(self._send)

@@ -86,13 +86,16 @@ class Client:
                 raise _lost()
             self._received += data
 
+    def _wait(self, seconds: float) -> bool:
+        return self.has_message() or bool(select.select([self._sock], [], [], seconds)[0])
+
     def call(self, op: str, *, waiting: Callable[[], None] | None = None, **params: object) -> Any:
         """Do one operation and return its result. UserError as xend reports it.
 
         `waiting` is called each second until the answer comes.
         """
         number = self.send(op, **params)
-        while waiting is not None and not select.select([self._sock], [], [], PROGRESS_SECONDS)[0]:
+        while waiting is not None and not self._wait(PROGRESS_SECONDS):
             waiting()
         for message in self.messages():
             if message.get("id") == number:

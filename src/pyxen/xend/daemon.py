@@ -21,7 +21,7 @@ from pyxen.errors import UserError
 from pyxen.paths import Paths, listen_unix
 from pyxen.xend.api import Api, Operation
 from pyxen.xend.dmesg import Dmesg
-from pyxen.xend.domain import Domain
+from pyxen.xend.domain import SHUTDOWN_REASONS, Domain
 from pyxen.xend.events import Events
 from pyxen.xend.pid import Pid
 from pyxen.xend.process import DOMAIN_COMMAND, DomainProcess, ProcessGone
@@ -141,11 +141,22 @@ class Xend:
         run_dir = self.paths.domain_run(record.domid)
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(mode=0o700)
-        pid = self.nursery.spawn(record.spec)
+        self.nursery.replace_later()
+        spare = self.nursery.take_spare(record.spec)
+        if spare is not None:
+            try:
+                return await self._connect(domain, spare)
+            except ProcessGone as error:
+                log.warning("the spare domain process was of no use: %s", error)
+                if domain.process is not None:
+                    await domain.process.end()
+        return await self._connect(domain, self.nursery.spawn(record.spec))
+
+    async def _connect(self, domain: Domain, pid: Pid) -> DomainProcess:
         assert pid.start is not None
-        record.pid, record.pid_start = pid.pid, pid.start
+        domain.record.pid, domain.record.pid_start = pid.pid, pid.start
         process = self._process(domain, pid)
-        self.registry.save(record)
+        self.registry.save(domain.record)
         await process.connect()
         return process
 
@@ -183,7 +194,8 @@ class Xend:
         elif kind == "dmesg":
             self.dmesg.say(f"d{domain.domid}: {str(event.get('line', ''))[:1024]}")
         elif kind == "shutdown" and domain.record.shutdown_reason is None:
-            self._note_end(domain, str(event.get("reason")))
+            reason = event.get("reason")
+            self._note_end(domain, reason if reason in SHUTDOWN_REASONS else "crash")
 
     def _note_end(self, domain: Domain, reason: str) -> None:
         """The guest ended by itself; begin what its configuration says for that."""
@@ -208,7 +220,7 @@ class Xend:
             self.enter(domain)
             ended = record.shutdown_reason or status.get("shutdown_reason")
             if ended:
-                self._note_end(domain, str(ended))
+                self._note_end(domain, ended if ended in SHUTDOWN_REASONS else "crash")
 
     async def _reach(self, domain: Domain) -> JsonObject | None:
         """The status of the domain's process; None, and no process, if there is no living one."""

@@ -32,7 +32,8 @@ LINE_BYTES = 1 << 20
 """Longest line a domain process may send: it runs a hostile guest and may be taken over by it."""
 
 CONNECT_SECONDS = 20.0
-END_SECONDS = 5.0
+END_SECONDS = 2.0
+"""How long a process may take to do as it is told when its domain ends; then it is killed."""
 
 
 EventHandler = Callable[[JsonObject], None]

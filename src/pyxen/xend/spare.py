@@ -47,26 +47,35 @@ class Nursery:
         except (OSError, ProcessGone) as error:
             log.warning("no spare domain process: %s", error)
 
-    def spawn(self, spec: JsonObject) -> Pid:
-        """A domain process that works on `spec`. ProcessGone, UserError, OSError."""
-        log_dir = Path(spec["log_dir"])
-        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def take_spare(self, spec: JsonObject) -> Pid | None:
+        """The waiting process, now with a specification; None if there is none that lives.
+
+        It may die before it has done anything, of what befell it as a spare.
+        """
         spare, self._spare = self._spare, None
-        if self._wants_spare and self._next is None:
-            loop = asyncio.get_running_loop()
-            self._next = loop.call_later(REPLACE_SECONDS, self.prepare)
-        if spare is not None:
-            pid = spare.use(spec, log_dir / "domain.log")
-            if pid is not None:
-                return pid
+        return None if spare is None else spare.use(spec, self._log_path(spec))
+
+    def spawn(self, spec: JsonObject) -> Pid:
+        """A new domain process that works on `spec`. ProcessGone, UserError, OSError."""
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             # Before the process exists: a specification that does not fit leaves nothing behind.
             write_spec(write, spec)
-            return start_process(self._command, read, log_dir / "domain.log")
+            return start_process(self._command, read, self._log_path(spec))
         finally:
             os.close(read)
             os.close(write)
+
+    def replace_later(self) -> None:
+        """See to it that there is a spare again before long."""
+        if self._wants_spare and self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.call_later(REPLACE_SECONDS, self.prepare)
+
+    def _log_path(self, spec: JsonObject) -> Path:
+        log_dir = Path(spec["log_dir"])
+        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return log_dir / "domain.log"
 
     def close(self) -> None:
         """Let the spare go."""

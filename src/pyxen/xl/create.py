@@ -30,6 +30,7 @@ def run_create(command: Command, words: list[str], globals_: Globals) -> int:
     if given.has("n") or globals_.dry_run:
         return 0
     config.refuse_unsupported()
+    config.warn_of_name()
     if given.has("c"):
         return _create_with_console(config.request(), given)
     with Client.connect() as xend:
@@ -70,6 +71,12 @@ class Config:
                 "\n".join(self._unsupported),
                 FAILED,
             )
+
+    def warn_of_name(self) -> None:
+        """A name of digits only is taken for a domid by every other command."""
+        name = str(json.loads(self.json).get("c_info", {}).get("name"))
+        if name.isdigit():
+            complain(f"warning: commands take {name} for a domain's number", "use the domid")
 
     def request(self) -> dict[str, Any]:
         """What xend is sent: paths are seen from here, so they are made absolute."""

@@ -1,6 +1,7 @@
 """Domains come, end and go; nothing stays behind; xend may be killed at any time."""
 
 import os
+import select
 import signal
 import socket
 import threading
@@ -114,7 +115,6 @@ def test_a_client_that_leaves_cancels_its_creation(host):
             pid = host.records()[0]["pid"]
         fd = os.pidfd_open(pid)
         signal.pidfd_send_signal(fd, 0)
-        import select
 
         assert select.select([fd], [], [], 30)[0]
         os.close(fd)
@@ -351,43 +351,53 @@ def test_many_at_once(host):
     assert host.names() == []
 
 
+@pytest.fixture
+def spare_host(home):
+    host = Host(home, spare=True).start()
+    yield host
+    host.close()
+
+
 def spare_of(host):
     """The pid of the waiting process: the one that is neither xend nor a domain."""
     known = {host.process.pid, *(record["pid"] for record in host.records())}
-    (pid,) = set(processes(host.home)) - known
+    while not (others := set(processes(host.home)) - known):
+        # It has been started, but its environment is not in place yet.
+        pass
+    (pid,) = others
     return pid
 
 
-def test_a_spare_process_becomes_the_domain(home):
-    host = Host(home, spare=True).start()
-    try:
-        spare = spare_of(host)
-        domid = host.create("d1")
-        assert host.record(domid)["pid"] == spare
-        assert (host.paths.domain_logs("d1") / str(domid) / "domain.log").exists()
-        host.create("d2")
-        host.call("destroy", domain="d1")
-    finally:
-        host.close()
+def test_a_spare_process_becomes_the_domain(spare_host):
+    host = spare_host
+    spare = spare_of(host)
+    domid = host.create("d1")
+    assert host.record(domid)["pid"] == spare
+    assert (host.paths.domain_logs("d1") / str(domid) / "domain.log").exists()
+    host.create("d2")
+    host.call("destroy", domain="d1")
+    host.stop()
     assert list((host.paths.state / "logs").glob(".spare*")) == []
 
 
-def test_a_dead_spare_is_no_loss(home):
-    host = Host(home, spare=True).start()
-    try:
-        os.kill(spare_of(host), signal.SIGKILL)
-        host.create("d1")
-        assert host.names() == ["d1"]
-    finally:
-        host.close()
+def test_a_dead_spare_is_no_loss(spare_host):
+    os.kill(spare_of(spare_host), signal.SIGKILL)
+    spare_host.create("d1")
+    assert spare_host.names() == ["d1"]
 
 
-def test_the_spare_ends_with_xend(home):
-    host = Host(home, spare=True).start()
-    fd = os.pidfd_open(spare_of(host))
-    host.kill()
-    import select
-
+def test_the_spare_ends_with_xend(spare_host):
+    fd = os.pidfd_open(spare_of(spare_host))
+    spare_host.kill()
     assert select.select([fd], [], [], 30)[0]
     os.close(fd)
-    host.close()
+
+
+def test_a_process_that_hangs_is_killed_by_destroy(host):
+    domid = host.create("d1")
+    pid = host.record(domid)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    assert host.entry(domid)["name"] == "d1"
+    host.call("destroy", domain=domid)
+    assert gone(host, domid)
+    assert pid not in processes(host.home)
