@@ -231,7 +231,9 @@ class PvGuest:
         """Put a list of (number, arguments …); its address."""
         entries = []
         for number, *arguments in calls:
-            entries.append(Struct("<8Q").pack(number, 0xAAAA, *arguments, *[0] * (6 - len(arguments))))
+            entries.append(
+                Struct("<8Q").pack(number, 0xAAAA, *arguments, *[0] * (6 - len(arguments)))
+            )
         return self.put(b"".join(entries))
 
     # --- shared pages -----------------------------------------------------------------------

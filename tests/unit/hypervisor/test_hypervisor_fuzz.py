@@ -29,7 +29,7 @@ from pyxen.memory import layout
 from pyxen.memory.machine import XEN_PAGES
 
 ROUNDS = 5000
-MOST_PIECES_IN_A_ROW = 50
+MOST_PIECES_IN_A_ROW = 5
 LONGEST_OVERDRAFT = 1024
 REPAIR_EVERY = 100
 _REGISTERS = ("rdi", "rsi", "rdx", "r10", "r8")
@@ -109,8 +109,8 @@ class Fuzz:
 
     def fill(self) -> None:
         """New argument structures where the pointers point."""
-        words = [self.word() for _ in range(256)]
-        self.guest.write(ARGUMENTS, Struct("<256Q").pack(*words))
+        words = [self.word() for _ in range(96)]
+        self.guest.write(ARGUMENTS, Struct("<96Q").pack(*words))
 
     # --- steps ------------------------------------------------------------------------------
 
