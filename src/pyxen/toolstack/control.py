@@ -53,13 +53,23 @@ async def request_shutdown(xend: Xend, domain: Domain, request: str) -> None:
     if status.get("pause_count"):
         raise UserError(f"{who} is paused and cannot shut down", f"xl unpause {domain.domid}")
     node = f"{xenstore_layout.domain_path(domain.domid)}/control/shutdown"
+    xend.store.local.write(node, request.encode())
+    if not await _emptied(xend, domain, process, node):
+        xend.store.local.write(node, b"")
+        raise UserError(
+            f"{who} did not take note of the request in {ACKNOWLEDGE_SECONDS:.0f} s",
+            f"look at its console (xl console {domain.domid}), or end it: xl destroy",
+        )
+
+
+async def _emptied(xend: Xend, domain: Domain, process: DomainProcess, node: str) -> bool:
+    """Wait until the guest empties a node, or ends; False if it does neither."""
     taken = asyncio.Event()
 
     def look(*_: object) -> None:
         if not xend.store.local.exists(node) or not xend.store.local.read(node):
             taken.set()
 
-    xend.store.local.write(node, request.encode())
     token = f"shutdown-{next(_tokens)}"
     xend.store.local.watch(node, token, look)
     gone = asyncio.ensure_future(process.gone.wait())
@@ -67,20 +77,13 @@ async def request_shutdown(xend: Xend, domain: Domain, request: str) -> None:
     any_of: list[asyncio.Future[Any]] = [gone, noted, domain.settled]
     try:
         done, _ = await asyncio.wait(
-            any_of,
-            timeout=ACKNOWLEDGE_SECONDS,
-            return_when=asyncio.FIRST_COMPLETED,
+            any_of, timeout=ACKNOWLEDGE_SECONDS, return_when=asyncio.FIRST_COMPLETED
         )
     finally:
         xend.store.local.unwatch(node, token)
         gone.cancel()
         noted.cancel()
-    if not done:
-        xend.store.local.write(node, b"")
-        raise UserError(
-            f"{who} did not take note of the request in {ACKNOWLEDGE_SECONDS:.0f} s",
-            f"look at its console (xl console {domain.domid}), or end it: xl destroy",
-        )
+    return bool(done)
 
 
 async def rename(xend: Xend, domain: Domain, name: str) -> None:

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 LOGS_KEPT = 5
 LOG_TAIL_BYTES = 2000
+TTY_BYTES = 256
 
 
 async def create(
@@ -37,26 +38,9 @@ async def create(
     often that happened in quick succession. Raises UserError.
     """
     spec = libxl_json.domain_spec(config)
-    name, uuid = libxl_json.name_of(config), libxl_json.uuid_of(config)
     async with AsyncExitStack() as undo:
-        record = xend.registry.add(
-            name,
-            uuid,
-            libxl_json.with_defaults(config),
-            namesake=predecessor.domid if predecessor else None,
-        )
-        undo.callback(xend.registry.remove, record.domid)
-        record.monitor = monitor
-        record.restarted, record.restarts = predecessor is not None, restarts
-        record.start_time = time.time()
-        record.spec = {
-            "domid": record.domid,
-            "uuid": uuid,
-            "name": name,
-            **spec,
-            "run_dir": str(xend.paths.domain_run(record.domid)),
-            "log_dir": str(_log_dir(xend.paths.domain_logs(name), record.domid)),
-        }
+        record = _enter(xend, config, spec, predecessor, undo)
+        record.monitor, record.restarts = monitor, restarts
         domain = Domain(record)
         xend.domains[record.domid] = domain
         undo.callback(xend.domains.pop, record.domid, None)
@@ -71,9 +55,34 @@ async def create(
         except BaseException:
             await destroy(xend, domain)
             raise
-    xend.dmesg.say(f"d{record.domid}: created, {name}")
-    xend.events.publish("created", domid=record.domid, name=name)
+    xend.dmesg.say(f"d{record.domid}: created, {record.name}")
+    xend.events.publish("created", domid=record.domid, name=record.name)
     return domain
+
+
+def _enter(
+    xend: Xend,
+    config: JsonObject,
+    spec: JsonObject,
+    predecessor: DomainRecord | None,
+    undo: AsyncExitStack,
+) -> DomainRecord:
+    """Number the domain and write down what is to become of it."""
+    name, uuid = libxl_json.name_of(config), libxl_json.uuid_of(config)
+    namesake = predecessor.domid if predecessor else None
+    record = xend.registry.add(name, uuid, libxl_json.with_defaults(config), namesake=namesake)
+    undo.callback(xend.registry.remove, record.domid)
+    record.restarted = predecessor is not None
+    record.start_time = time.time()
+    record.spec = {
+        "domid": record.domid,
+        "uuid": uuid,
+        "name": name,
+        **spec,
+        "run_dir": str(xend.paths.domain_run(record.domid)),
+        "log_dir": str(_log_dir(xend.paths.domain_logs(name), record.domid)),
+    }
+    return record
 
 
 async def _build(xend: Xend, domain: Domain, undo: AsyncExitStack) -> DomainProcess:
@@ -81,7 +90,7 @@ async def _build(xend: Xend, domain: Domain, undo: AsyncExitStack) -> DomainProc
     undo.push_async_callback(_end_process, xend, domain)
     try:
         process = await xend.start_process(domain)
-        domain.record.built = await process.call("build")
+        domain.record.built = _checked(await process.call("build"))
     except (ProcessGone, OSError) as error:
         raise UserError(
             f"the process of domain {domain.record.name!r} failed: {error}",
@@ -90,6 +99,14 @@ async def _build(xend: Xend, domain: Domain, undo: AsyncExitStack) -> DomainProc
         ) from error
     xend.registry.save(domain.record)
     return process
+
+
+def _checked(built: JsonObject) -> JsonObject:
+    """What `build` answered, if it is what it should be. ProcessGone: it is of no use then."""
+    frames = {key: built.get(key) for key in ("store_mfn", "console_mfn")}
+    if not all(isinstance(mfn, int) and 0 <= mfn < 1 << 40 for mfn in frames.values()):
+        raise ProcessGone(f"it built {built!r:.200}")
+    return {**frames, "tty": str(built.get("tty") or "")[:TTY_BYTES]}
 
 
 async def _end_process(xend: Xend, domain: Domain) -> None:

@@ -39,7 +39,7 @@ END_SECONDS = 2.0
 EventHandler = Callable[[JsonObject], None]
 
 
-class ProcessGone(Exception):
+class ProcessGone(UserError):
     """The domain process has ended, or does not answer as it should."""
 
 
