@@ -1,0 +1,401 @@
+"""Into the guest kernel and back: bounce frames, iret, which trap goes where."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+import pytest
+from pv_guest import L4, NOT_MAPPED, STACK, TEXT, PvGuest
+
+from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, PREEMPTED, EngineFailure, Trap
+from pyxen.errors import DomainCrash
+from pyxen.hypervisor import trap
+
+HANDLER = 0xFFFF_FFFF_8100_0000
+KERNEL_CS, KERNEL_SS = 0xE030, 0xE02B
+USER_CS, USER_SS = 0xE033, 0xE02B
+KERNEL_STACK = STACK - 0x100
+IF, TF, NT, AC, RF, IOPL, VM, DF = 0x200, 0x100, 0x4000, 1 << 18, 1 << 16, 0x3000, 1 << 17, 0x400
+CF = 1
+RCX, R11, RIP, RSP = 0x11, 0x22, TEXT + 0x33, STACK - 0x18
+
+
+def in_kernel(guest: PvGuest, flags: int = IF | CF | 2) -> None:
+    regs = guest.regs
+    regs.rcx, regs.r11, regs.rip, regs.rsp, regs.rflags = RCX, R11, RIP, RSP, flags
+    guest.engine.enter_kernel_mode()
+
+
+def in_user(guest: PvGuest, flags: int = IF | CF | 2) -> None:
+    in_kernel(guest, flags)
+    guest.vcpu.pv.kernel_sp = KERNEL_STACK
+    guest.vcpu.pv.gs_base_kernel = 0x6B65_726E
+    guest.regs.gs_base = 0x7573_6572
+    guest.regs.rip, guest.regs.rsp = 0x401000, 0x7FFF_0008
+    guest.engine.enter_user_mode(USER_CS, USER_SS)
+
+
+def set_handler(guest: PvGuest, vector: int, address: int = HANDLER, flags: int = 0) -> None:
+    guest.vcpu.pv.traps_address[vector] = address
+    guest.vcpu.pv.traps_flags[vector] = flags
+
+
+# --- frames -----------------------------------------------------------------------------------
+
+
+def test_frame_from_kernel_mode(guest: PvGuest) -> None:
+    in_kernel(guest)
+    set_handler(guest, 6)
+    guest.handle(Trap(6))
+    regs = guest.regs
+    assert regs.rsp == (RSP & ~15) - 56
+    assert guest.words(regs.rsp, 7) == (RCX, R11, RIP, KERNEL_CS, IF | CF | 2, RSP, KERNEL_SS)
+    assert (regs.rip, guest.engine.user_mode) == (HANDLER, False)
+    assert (regs.rcx, regs.r11) == (RCX, R11), "only the frame has them"
+
+
+def test_frame_with_an_error_code(guest: PvGuest) -> None:
+    in_kernel(guest)
+    set_handler(guest, 13)
+    guest.handle(Trap(13, 0x18))
+    assert guest.regs.rsp == (RSP & ~15) - 64
+    frame = guest.words(guest.regs.rsp, 8)
+    assert frame == (RCX, R11, 0x18, RIP, KERNEL_CS, IF | CF | 2, RSP, KERNEL_SS)
+
+
+@pytest.mark.parametrize("vector", range(32))
+def test_which_vectors_have_an_error_code(guest: PvGuest, vector: int) -> None:
+    in_kernel(guest)
+    set_handler(guest, vector)
+    guest.handle(Trap(vector, 4))
+    has = vector in (8, 10, 11, 12, 13, 14, 17)
+    assert guest.regs.rsp == (RSP & ~15) - (64 if has else 56)
+
+
+def test_frame_from_user_mode(guest: PvGuest) -> None:
+    in_user(guest)
+    set_handler(guest, 0)
+    guest.handle(Trap(0))
+    regs = guest.regs
+    assert regs.rsp == KERNEL_STACK - 56
+    wanted = (RCX, R11, 0x401000, USER_CS, IF | CF | 2, 0x7FFF_0008, USER_SS)
+    assert guest.words(regs.rsp, 7) == wanted
+    assert not guest.engine.user_mode
+    assert regs.gs_base == 0x6B65_726E
+    assert guest.vcpu.pv.gs_base_user == 0x7573_6572
+
+
+def test_a_32_bit_user_frame_shows_the_loaded_selectors(guest: PvGuest) -> None:
+    in_user(guest)
+    guest.engine.enter_user_mode(0xE023, 0xE02B, long_mode=False)
+    set_handler(guest, 0)
+    guest.handle(Trap(0))
+    assert guest.words(guest.regs.rsp, 7)[3] == 0xE023
+
+
+def test_an_unaligned_stack_is_aligned(guest: PvGuest) -> None:
+    for offset in range(16):
+        in_kernel(guest)
+        guest.regs.rsp = STACK - 64 + offset
+        set_handler(guest, 6)
+        guest.handle(Trap(6))
+        assert guest.regs.rsp == STACK - 64 - 56
+        assert guest.words(guest.regs.rsp, 7)[5] == STACK - 64 + offset
+
+
+def test_the_frame_may_cross_a_page(guest: PvGuest) -> None:
+    in_kernel(guest)
+    boundary = STACK - 4096
+    guest.regs.rsp = boundary + 16
+    set_handler(guest, 6)
+    guest.handle(Trap(6))
+    assert guest.words(boundary + 16 - 56, 7)[2] == RIP
+
+
+@pytest.mark.parametrize("mask", [0, 1, 0xFF])
+def test_the_event_mask_is_saved_and_shown_as_if(guest: PvGuest, mask: int) -> None:
+    in_kernel(guest)
+    set_handler(guest, 6)
+    guest.set_mask(mask)
+    guest.handle(Trap(6))
+    words = guest.words(guest.regs.rsp, 7)
+    assert words[3] == KERNEL_CS | mask << 32
+    assert bool(words[4] & IF) == (mask == 0)
+    assert guest.vcpu.upcall_mask == mask
+
+
+def test_a_gate_may_mask_events(guest: PvGuest) -> None:
+    in_kernel(guest)
+    set_handler(guest, 6, flags=guest.vcpu.pv.TRAP_MASK_EVENTS)
+    guest.handle(Trap(6))
+    assert guest.vcpu.upcall_mask == 1
+    assert guest.words(guest.regs.rsp, 7)[3] >> 32 == 0, "what it was before"
+
+
+def test_flags_on_entry(guest: PvGuest) -> None:
+    in_kernel(guest, IF | TF | NT | AC | RF | DF | CF | 2)
+    set_handler(guest, 1)
+    guest.handle(Trap(1))
+    assert guest.words(guest.regs.rsp, 7)[4] == IF | TF | NT | AC | RF | DF | CF | 2
+    assert guest.regs.rflags == IF | DF | CF | 2
+
+
+def test_iopl_is_not_shown(guest: PvGuest) -> None:
+    in_kernel(guest, IF | IOPL | 2)
+    set_handler(guest, 6)
+    guest.handle(Trap(6))
+    assert guest.words(guest.regs.rsp, 7)[4] == IF | 2
+
+
+@pytest.mark.parametrize("stack", [0, 16, NOT_MAPPED + 256, 0xFFFF_8000_0000_1000, 1 << 47])
+def test_a_stack_that_takes_no_frame_crashes_the_domain(guest: PvGuest, stack: int) -> None:
+    in_kernel(guest)
+    guest.regs.rsp = stack
+    set_handler(guest, 6)
+    with pytest.raises(DomainCrash, match="stack"):
+        guest.handle(Trap(6))
+
+
+def test_a_read_only_stack_crashes_the_domain(guest: PvGuest) -> None:
+    in_user(guest)
+    guest.protect(33)
+    set_handler(guest, 0)
+    with pytest.raises(DomainCrash, match="stack"):
+        guest.handle(Trap(0))
+    assert guest.engine.user_mode, "nothing was changed"
+    assert guest.regs.gs_base == 0x7573_6572
+
+
+def test_a_trap_without_a_handler_crashes_the_domain(guest: PvGuest) -> None:
+    in_kernel(guest)
+    with pytest.raises(DomainCrash, match=r"trap 6 .*no handler"):
+        guest.handle(Trap(6))
+
+
+# --- page faults ------------------------------------------------------------------------------
+
+
+def test_a_page_fault_shows_its_address(guest: PvGuest) -> None:
+    in_user(guest)
+    set_handler(guest, 14)
+    guest.handle(Trap(14, 6, 0x1234_5000))
+    assert guest.vcpu.cr2() == 0x1234_5000
+    assert guest.words(guest.regs.rsp, 8)[2] == 6
+
+
+def test_a_write_fault_on_a_read_only_page_of_the_kernel_may_be_the_guests(guest: PvGuest) -> None:
+    """The instruction is no store: the fault is delivered like any other."""
+    in_kernel(guest)
+    guest.regs.rip = TEXT
+    guest.write(TEXT, b"\x90")
+    guest.protect(50)
+    set_handler(guest, 14)
+    guest.handle(Trap(14, 3, guest.vaddr(50)))
+    assert guest.vcpu.cr2() == guest.vaddr(50)
+    assert guest.regs.rip == HANDLER
+
+
+# --- which trap goes where --------------------------------------------------------------------
+
+
+def test_no_device_clears_ts_before_the_guest_sees_it(guest: PvGuest) -> None:
+    in_user(guest)
+    set_handler(guest, 7)
+    guest.call("fpu_taskswitch", 1)
+    assert guest.engine.vcpu.task_switched
+    guest.handle(Trap(7))
+    assert not guest.engine.vcpu.task_switched
+    assert not guest.vcpu.task_switched
+    assert guest.regs.rip == HANDLER
+
+
+@pytest.mark.parametrize(("vector", "length"), [(3, 1), (4, 1), (0x80, 2), (0x20, 2)])
+@pytest.mark.parametrize("user", [False, True])
+def test_software_interrupts_need_the_gates_permission(
+    guest: PvGuest, vector: int, length: int, user: bool
+) -> None:
+    set_handler(guest, vector, flags=3 if user else 1)
+    set_handler(guest, 13, HANDLER + 0x100)
+    (in_user if user else in_kernel)(guest)
+    rip = guest.regs.rip
+    guest.handle(Trap(vector, software=True))
+    assert guest.regs.rip == HANDLER
+    assert guest.words(guest.regs.rsp, 7)[2] == rip, "behind the instruction"
+
+    set_handler(guest, vector, flags=2 if user else 0)
+    (in_user if user else in_kernel)(guest)
+    guest.handle(Trap(vector, software=True))
+    assert guest.regs.rip == HANDLER + 0x100
+    frame = guest.words(guest.regs.rsp, 8)
+    assert frame[2] == vector * 8 + 2
+    assert frame[3] == rip - length, "at the instruction"
+
+
+def test_a_software_interrupt_at_the_end_of_the_address_space(guest: PvGuest) -> None:
+    set_handler(guest, 13)
+    in_kernel(guest)
+    guest.regs.rip = 0
+    guest.handle(Trap(0x40, software=True))
+    assert guest.words(guest.regs.rsp, 8)[3] == (1 << 64) - 2
+
+
+def test_a_software_interrupt_does_not_carry_an_error_code_of_its_own(guest: PvGuest) -> None:
+    set_handler(guest, 14, flags=3)
+    in_user(guest)
+    guest.handle(Trap(14, 7, 0x1234, software=True))
+    assert guest.words(guest.regs.rsp, 8)[2] == 0
+    assert guest.vcpu.cr2() == 0
+
+
+def test_an_engine_that_gives_up_crashes_the_domain(guest: PvGuest) -> None:
+    with pytest.raises(DomainCrash, match="unmapped"):
+        guest.handle(EngineFailure("a fetch from unmapped memory"))
+
+
+def test_a_kick_changes_nothing(guest: PvGuest) -> None:
+    in_user(guest)
+    before = guest.engine.save(guest.vcpu.vcpu_id)
+    guest.handle(PREEMPTED)
+    assert guest.engine.save(guest.vcpu.vcpu_id) == before
+
+
+# --- system calls of user mode ----------------------------------------------------------------
+
+
+def test_system_call(guest: PvGuest) -> None:
+    guest.vcpu.pv.syscall_callback = HANDLER
+    in_user(guest, IF | DF | 2)
+    guest.handle(GUEST_SYSCALL)
+    frame = guest.words(guest.regs.rsp, 7)
+    flags = IF | DF | 2
+    assert frame == (0x401000, flags, 0x401000, USER_CS, flags, 0x7FFF_0008, USER_SS)
+    assert (guest.regs.rcx, guest.regs.r11) == (0x401000, flags)
+    assert guest.vcpu.upcall_mask == 0
+
+
+def test_system_call_with_events_masked(guest: PvGuest) -> None:
+    guest.vcpu.pv.syscall_callback = HANDLER
+    guest.vcpu.pv.syscall_callback_flags = 1
+    in_user(guest)
+    guest.handle(GUEST_SYSCALL)
+    assert guest.vcpu.upcall_mask == 1
+
+
+def test_system_call_without_a_callback_crashes_the_domain(guest: PvGuest) -> None:
+    in_user(guest)
+    with pytest.raises(DomainCrash, match="no callback"):
+        guest.handle(GUEST_SYSCALL)
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("callback", "pending", "mask", "delivered"),
+    [
+        (HANDLER, 1, 0, True),
+        (HANDLER, 0, 0, False),
+        (HANDLER, 1, 1, False),
+        (HANDLER, 1, 0x80, False),
+        (0, 1, 0, False),
+    ],
+)
+def test_the_upcall(
+    guest: PvGuest, callback: int, pending: int, mask: int, delivered: bool
+) -> None:
+    in_user(guest)
+    guest.vcpu.pv.event_callback = callback
+    guest.memory.bytes[guest.vcpu.pv.vcpu_info_maddr] = pending
+    guest.set_mask(mask)
+    trap.deliver_events(guest.domain, guest.vcpu)
+    assert (guest.regs.rip == HANDLER) == delivered
+    if delivered:
+        assert guest.vcpu.upcall_mask == 1
+        assert guest.words(guest.regs.rsp, 7)[3] == USER_CS, "it was not masked before"
+        trap.deliver_events(guest.domain, guest.vcpu)
+        assert guest.regs.rsp == KERNEL_STACK - 56, "not twice"
+
+
+# --- iret -------------------------------------------------------------------------------------
+
+
+def iret(guest: PvGuest, **changes: int) -> None:
+    context = {
+        "rax": 1, "r11": 2, "rcx": 3, "flags": 0, "rip": 0x401000, "cs": USER_CS,
+        "rflags": IF | 2, "rsp": 0x7FFF_0000, "ss": USER_SS,
+    }  # fmt: skip
+    context.update(changes)
+    guest.regs.rsp = guest.put(Struct("<9Q").pack(*context.values()))
+    guest.regs.rax = 23
+    guest.regs.gs_base = 0x6B65
+    guest.vcpu.pv.gs_base_user = 0x7573
+    guest.handle(HYPERCALL)
+
+
+def test_iret_to_user_mode(guest: PvGuest) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.set_mask(1)
+    iret(guest)
+    regs = guest.regs
+    assert guest.engine.user_mode
+    assert (regs.rip, regs.rsp, regs.rax) == (0x401000, 0x7FFF_0000, 1)
+    assert (regs.rcx, regs.r11) == (3, 2)
+    assert regs.rflags == IF | 2
+    assert guest.vcpu.upcall_mask == 0
+    assert regs.gs_base == 0x7573
+    assert guest.vcpu.pv.gs_base_kernel == 0x6B65
+    assert regs.selectors[1:3] == [USER_CS, USER_SS]
+
+
+def test_iret_from_a_system_call(guest: PvGuest) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    iret(guest, flags=0x100, rflags=IF | CF | 2)
+    assert (guest.regs.rcx, guest.regs.r11) == (0x401000, IF | CF | 2)
+
+
+def test_iret_within_the_kernel(guest: PvGuest) -> None:
+    iret(guest, cs=KERNEL_CS, ss=KERNEL_SS, rip=TEXT, rsp=STACK, rflags=2)
+    assert not guest.engine.user_mode
+    assert guest.regs.gs_base == 0x6B65
+    assert guest.vcpu.upcall_mask == 1, "IF clear in the frame masks events"
+    assert guest.regs.rflags == IF | 2, "but the processor keeps it"
+
+
+def test_iret_drops_flags_that_are_not_the_guests(guest: PvGuest) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    iret(guest, rflags=IF | IOPL | NT | VM | DF | TF | 2)
+    assert guest.regs.rflags == IF | DF | TF | 2
+
+
+def test_iret_looks_at_the_selector_only(guest: PvGuest) -> None:
+    """The upper half of the CS slot is where the saved event mask was."""
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    iret(guest, cs=USER_CS | 1 << 32)
+    assert guest.regs.selectors[1] == USER_CS
+
+
+def test_iret_to_user_mode_needs_a_user_page_table(guest: PvGuest) -> None:
+    with pytest.raises(DomainCrash, match="page table"):
+        iret(guest)
+
+
+def test_iret_with_a_bad_stack(guest: PvGuest) -> None:
+    guest.regs.rax, guest.regs.rsp = 23, NOT_MAPPED - 64
+    with pytest.raises(DomainCrash, match="iret context"):
+        guest.handle(HYPERCALL)
+
+
+def test_a_trap_and_its_iret_are_inverse(guest: PvGuest) -> None:
+    in_user(guest, IF | DF | CF | 2)
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.regs.rax = 0x77
+    before = guest.engine.save(guest.vcpu.vcpu_id)
+    set_handler(guest, 14, flags=guest.vcpu.pv.TRAP_MASK_EVENTS)
+    guest.handle(Trap(14, 4, 0x1000))
+    frame = guest.words(guest.regs.rsp, 8)
+    context = (0x77, frame[1], frame[0], 0, *frame[3:])
+    guest.regs.rsp = guest.put(Struct("<9Q").pack(*context))
+    guest.regs.rax = 23
+    guest.handle(HYPERCALL)
+    assert guest.engine.save(guest.vcpu.vcpu_id) == before
+    assert guest.vcpu.upcall_mask == 0
