@@ -20,8 +20,9 @@ from pathlib import Path
 from bench.console import GuestFailure
 from bench.image import PROGRAM, BenchImage, build_image
 from bench.measure import BOOT_S, SECTION_S
+from bench.metrics import SECTIONS
 from bench.peers import PyxenPeer, end_process
-from bench.samples import SAMPLES_PER_SECOND, Sample, read_samples, record_command
+from bench.samples import SAMPLES_PER_SECOND, TRANSLATED, Sample, read_samples, record_command
 from pyxen.errors import UserError
 from pyxen.image.demo import PROMPT
 from pyxen.paths import connect_unix
@@ -79,7 +80,10 @@ def _boot(peer: PyxenPeer, *, sections: bool) -> tuple[int, list[tuple[str, floa
         marks = [("xl create", guest.begun), *((name, at) for name, at in found if at is not None)]
         if sections:
             console.type(PROGRAM)
-            marks.append(("guest program", console.wait_for(b"@end", 10 * SECTION_S)))
+            for section in SECTIONS:
+                for word, what in (("begin", "calibration"), ("result", section.name)):
+                    text = f"@{word} {section.name}"
+                    marks.append((what, console.wait_for(text.encode(), SECTION_S)))
     except GuestFailure as failure:
         raise UserError(str(failure), peer.complaints()) from failure
     finally:
@@ -120,21 +124,27 @@ def _await_xend(peer: PyxenPeer) -> None:
 
 def _print(samples: list[Sample], pid: int, marks: list[tuple[str, float]], top: int) -> None:
     for (_, begin), (name, end) in pairwise(marks):
-        phase = [s for s in samples if begin <= s.time < end]
-        ours = [s for s in phase if s.pid == pid]
-        others = len(phase) - len(ours)
-        print(
-            f"\n{name}: +{end - begin:.3f} s (domain's CPU {_seconds(len(ours))},"
-            f" xend's and others' {_seconds(others)})"
-        )
-        for kind, count in Counter(s.kind for s in ours).most_common(8):
-            print(f"  {_seconds(count)} {100 * count / len(ours):5.1f} %  {kind}")
+        if name != "calibration":
+            phase = [s for s in samples if begin <= s.time < end]
+            ours = [s for s in phase if s.pid == pid]
+            others = _seconds(len(phase) - len(ours))
+            print(f"\n{name}: +{end - begin:.3f} s, of others {others}; of the domain:")
+            _table(Counter(s.kind for s in ours), len(ours), 8)
+            _table(_functions(ours), len(ours), 8)
     begin, end = marks[0][1], marks[-1][1]
     ours = [s for s in samples if s.pid == pid and begin <= s.time < end]
-    print(f"\nAll of it, the domain process: {_seconds(len(ours))}")
-    for (kind, symbol), count in Counter((s.kind, s.symbol) for s in ours).most_common(top):
-        name = "" if kind == "translated code" else symbol
-        print(f"  {_seconds(count)} {100 * count / len(ours):5.1f} %  {kind}: {name}")
+    print(f"\nall of it: {_seconds(len(ours))}")
+    _table(_functions(ours), len(ours), top)
+
+
+def _functions(samples: list[Sample]) -> Counter[str]:
+    """Translated code has no names, and its share is shown already."""
+    return Counter(f"{s.kind}: {s.symbol}" for s in samples if s.kind != TRANSLATED)
+
+
+def _table(counter: Counter[str], whole: int, top: int) -> None:
+    for what, count in counter.most_common(top):
+        print(f"  {_seconds(count)} {100 * count / whole:5.1f} %  {what}")
 
 
 def _seconds(samples: int) -> str:

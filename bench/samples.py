@@ -16,6 +16,7 @@ from typing import Final
 from pyxen.errors import UserError
 
 SAMPLES_PER_SECOND: Final = 2000
+TRANSLATED: Final = "translated code"
 _LINE: Final = re.compile(
     r"\s*(?P<pid>\d+)/(?P<tid>\d+)\s+(?P<time>[\d.]+):\s+(?P<ip>[0-9a-f]+)\s+(?P<symbol>.*?)"
     r"\s+\((?P<dso>[^()]*(?:\(deleted\))?)\)\s*$"
@@ -74,5 +75,5 @@ def _kind(dso: str) -> str:
     if name.startswith(("libc.", "libc-", "libm.", "ld-linux", "[vdso", "libffi")):
         return "C library"
     if name == "[unknown]" or name.startswith(("perf-", "anon", "[heap")):
-        return "translated code"
+        return TRANSLATED
     return name
