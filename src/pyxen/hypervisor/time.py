@@ -62,6 +62,8 @@ class SystemTime:
         self._clock = clock
         self._epoch_ns = clock.monotonic_ns()
         self._first_tsc = clock.tsc()
+        self._first_ns = 0
+        """System time at the TSC from which its frequency is measured."""
         self.next_resync_ns = 0
         self.tsc_hz = 0.0
         self.record = TimeRecord(self._first_tsc, 0, 1 << 31, 0)
@@ -91,8 +93,14 @@ class SystemTime:
     def resync(self) -> None:
         """Make a new record that continues the old one and approaches the monotonic clock."""
         tsc, now = self._clock.tsc(), self.now_ns()
-        self.tsc_hz = (tsc - self._first_tsc) * NS_PER_S / max(now, 1)
-        guest_now = self.record.system_ns(tsc)
+        if tsc > self.record.tsc_timestamp:
+            elapsed = max(now - self._first_ns, 1)
+            self.tsc_hz = (tsc - self._first_tsc) * NS_PER_S / elapsed
+            guest_now = self.record.system_ns(tsc)
+        else:
+            # The host's counter began anew (it slept): the frequency is the last one known.
+            self._first_tsc, self._first_ns = tsc, now
+            guest_now = max(self.record.system_time, now)
         slew = (now - guest_now) / RESYNC_NS
         slew = max(-MAX_SLEW, min(MAX_SLEW, slew))
         mul, shift = scale_for(self.tsc_hz / (1 + slew))
