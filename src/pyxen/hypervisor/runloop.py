@@ -68,19 +68,20 @@ class RunLoop:
         """Loop until the world is closing. A guest's crash ends the guest, not the loop."""
         d, world = self.domain, self.world
         while not world.closing:
-            self._timers()
-            vcpu = None if d.stopped else self._pick()
-            if vcpu is None:
-                world.wait(self._deadline(None))
-                continue
-            world.arm(self._deadline(vcpu))
+            vcpu = None
             try:
-                self._turn(vcpu)
+                self._timers()
+                vcpu = None if d.stopped else self._pick()
+                if vcpu is not None:
+                    world.arm(self._deadline(vcpu))
+                    self._turn(vcpu)
             except DomainCrash as crash:
                 d.crash(crash)
             except Exception as bug:  # ours: it ends this domain with a report, and nothing else
                 d.crash(bug)
-            if world.attention:
+            if vcpu is None:
+                world.wait(self._deadline(None))
+            elif world.attention:
                 world.poll()
 
     def _turn(self, vcpu: Vcpu) -> None:
