@@ -1,4 +1,4 @@
-"""The numbers of Xen, each with a type of its own: a port is not an index, an mfn is not an address."""
+"""The numbers of Xen, each with a type of its own: a port is no index, an mfn no address."""
 
 from typing import NewType
 

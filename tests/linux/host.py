@@ -44,6 +44,17 @@ class Session:
         shown = self.expect(PROMPT)
         return shown.removesuffix(PROMPT).decode(errors="replace").replace("\r", "").strip()
 
+    def interrupt(self) -> None:
+        """Ctrl-C until the prompt is back: the shell may be between two commands when it comes."""
+        for _ in range(20):
+            self.type("\x03")
+            try:
+                self.expect(PROMPT, 2.0)
+                return
+            except AssertionError:
+                continue
+        raise AssertionError("the shell does not react to Ctrl-C")
+
     def end(self, limit_s: float = LIMIT_S) -> int:
         """Wait for the program to end by itself; its exit code."""
         deadline = time.monotonic() + limit_s

@@ -46,7 +46,7 @@ def test_memory_sizes(host: Host, config: Path, memory: int) -> None:
     guest = host.session("create", "-c", str(config), f"memory={memory}")
     guest.expect(PROMPT)
     seen_kib = int(guest.run("grep MemTotal /proc/meminfo").split()[1])
-    assert memory * 1024 * 0.5 < seen_kib < memory * 1024
+    assert memory * 1024 * 0.4 < seen_kib < memory * 1024
     assert host.list()[0][2] == str(memory)
 
 

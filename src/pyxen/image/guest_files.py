@@ -50,13 +50,14 @@ echo "Welcome to the pyxen demo: Linux $release, $cpus vCPU, $mib MiB, up after 
 echo "(hypervisor: $hypervisor). \`poweroff\` and \`reboot\` do that; \`exit\` starts a new shell."
 echo
 
-# busybox' poweroff, halt and reboot only tell process 1. `wait` lets a signal in at once.
-trap 'exec /bin/poweroff' USR1 USR2
-trap 'exec /bin/reboot' TERM
-while :; do
-    setsid cttyhack sh -l </dev/console >/dev/console 2>&1 &
-    wait $!
-done
+# It runs the shell again and again, and obeys busybox' own poweroff, halt and reboot.
+exec init
+"""
+
+INITTAB: Final = """\
+# For busybox' init: a shell with a controlling terminal, so that Ctrl-C reaches what runs in it.
+::respawn:cttyhack sh -l
+::ctrlaltdel:/bin/reboot
 """
 
 PROFILE: Final = r"""export PATH=/bin HOME=/root TERM=${TERM:-linux}

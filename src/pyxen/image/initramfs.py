@@ -9,7 +9,7 @@ from typing import Final
 
 from pyxen.errors import UserError
 from pyxen.image.cpio import CpioWriter
-from pyxen.image.guest_files import PROFILE, SCRIPTS
+from pyxen.image.guest_files import INITTAB, PROFILE, SCRIPTS
 from pyxen.image.modules import Module, dependency_files
 
 DIRECTORIES: Final = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "usr", "var")
@@ -38,6 +38,7 @@ def build_initramfs(busybox: Path, modules: Sequence[Module] = (), release: str 
         if applet != "busybox" and f"bin/{applet}" not in SCRIPTS:
             archive.symlink(f"bin/{applet}", "busybox")
     archive.file("etc/profile", PROFILE.encode())
+    archive.file("etc/inittab", INITTAB.encode())
     archive.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
     archive.file("etc/group", b"root:x:0:\n")
     _add_modules(archive, modules, release)

@@ -111,5 +111,9 @@ def result_of(message: dict[str, Any]) -> Any:
     return message.get("result")
 
 
-def _lost() -> UserError:
-    return UserError("lost the connection to xend", "do it again: xend starts anew, domains run on")
+class XendLost(UserError):
+    """xend went away; domains run on, and the next one knows them."""
+
+
+def _lost() -> XendLost:
+    return XendLost("lost the connection to xend", "do it again: xend starts anew, domains run on")

@@ -72,7 +72,8 @@ class Console:
     def __init__(self, sock: socket.socket, escape: bytes) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._escape = escape if os.isatty(STDIN) else b""
+        self._escape = escape
+        self._terminal = os.isatty(STDIN)
         self._typed = b""
         self._stdin_open = True
 
@@ -123,7 +124,9 @@ class Console:
             # A pipe that has ended; the session goes on.
             self._stdin_open = False
             return True
-        before, escaped, _ = data.partition(self._escape) if self._escape else (data, b"", b"")
+        # From a pipe only by itself, as in xenconsole: the byte may be part of a file.
+        escape = self._terminal or data == self._escape
+        before, escaped, _ = data.partition(self._escape) if escape else (data, b"", b"")
         self._typed = before
         self._send()
         return not escaped

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from pyxen.errors import UserError
-from pyxen.xend.client import Client, result_of
+from pyxen.xend.client import Client, XendLost, result_of
 from pyxen.xl.command import Command, Globals, Words, WrongUse, complain, say
 from pyxen.xl.list import REASON_CODES
 
@@ -144,31 +144,40 @@ def _create_with_console(request: dict[str, Any], given: Words) -> int:
         made = _create(xend, request, given, paused=True)
         where = xend.call("console", domain=made["domid"])
         with open_console(where["socket"], REPLAY_ALL) as sock:
-            end = _End(xend, xend.send("wait", domain=made["domid"]))
+            end = _End(xend, made["domid"])
             if not given.has("p"):
                 xend.send("unpause", domain=made["domid"])
-            if not attach(sock, ESCAPE, xend, end.arrived):
+            if not attach(sock, ESCAPE, end, end.arrived):
                 return 0
         return end.tell(made["name"])
 
 
 class _End:
-    """How the domain ended, once xend has told."""
+    """How the domain ended, once xend has told; should xend go away, the next one is asked."""
 
-    def __init__(self, xend: Client, wait: int) -> None:
+    def __init__(self, xend: Client, domid: int) -> None:
         self._xend = xend
-        self._wait = wait
+        self._domid = domid
+        self._wait = xend.send("wait", domain=domid)
         self._result: dict[str, Any] | None = None
+
+    def fileno(self) -> int:
+        """Readable when xend has something to tell."""
+        return self._xend.fileno()
 
     def arrived(self) -> bool:
         """Take what xend tells; whether the guest, still there, will say no more."""
-        for message in self._xend.messages():
-            if message.get("id") == self._wait:
-                self._result = result_of(message)
-                return not self._result["destroyed"]
-            result_of(message)
-            if not self._xend.has_message():
-                break
+        try:
+            for message in self._xend.messages():
+                if message.get("id") == self._wait:
+                    self._result = result_of(message)
+                    return not self._result["destroyed"]
+                result_of(message)
+                if not self._xend.has_message():
+                    break
+        except XendLost:
+            self._xend = Client.connect()
+            self._wait = self._xend.send("wait", domain=self._domid)
         return False
 
     def tell(self, name: str) -> int:
