@@ -44,7 +44,7 @@ def _options() -> argparse.Namespace:
         "--idle", type=float, default=20, help="seconds to watch an idle guest; 0: do not (20)"
     )
     parser.add_argument("--no-cold", action="store_true", help="never start xend anew")
-    parser.add_argument("--cmdline", default="console=hvc0", help="of pyxen's guests")
+    parser.add_argument("--cmdline", help="of pyxen's guests; the demo's by default")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--no-store", action="store_true", help="print only")
     options = parser.parse_args()
@@ -71,6 +71,7 @@ def _measure(options: argparse.Namespace, directory: Path) -> int:
             "commit": facts.source_commit(),
             "machine": facts.machine_facts(),
             "guest": {**image.facts(), "memory_mib": MEMORY_MIB, "vcpus": 1},
+            "cmdline": image.cmdline if options.cmdline is None else options.cmdline,
             "peers": {peer.name: peer.version() for peer in peers},
             "python_s": measure_python(),
         }

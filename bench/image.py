@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pyxen.config import load_domain_config
 from pyxen.errors import UserError
 from pyxen.image.cpio import CpioWriter
 from pyxen.image.demo import build_demo
@@ -20,11 +21,12 @@ MEMORY_MIB: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class BenchImage:
-    """What every peer boots."""
+    """What every peer boots. cmdline: what a Xen guest is told."""
 
     kernel: Path
     initramfs: Path
     release: str
+    cmdline: str
 
     def facts(self) -> dict[str, str]:
         """What tells one image from another."""
@@ -43,7 +45,8 @@ def build_image(directory: Path) -> BenchImage:
     # Linux unpacks archives that follow each other one over the other.
     initramfs = directory / "bench.img"
     initramfs.write_bytes(demo.ramdisk.read_bytes() + archive.finish())
-    return BenchImage(demo.kernel, initramfs, demo.release)
+    config, _ = load_domain_config(str(demo.config), [])
+    return BenchImage(demo.kernel, initramfs, demo.release, config.b_info.cmdline or "")
 
 
 def _compile(program: Path) -> Path:

@@ -19,6 +19,7 @@ from bench.console import Console
 from bench.image import MEMORY_MIB, BenchImage
 from pyxen.errors import UserError
 from pyxen.paths import Paths
+from pyxen.xend.environment import child_environment
 
 END_S: Final = 20.0
 DOMAIN: Final = "bench"
@@ -96,7 +97,7 @@ class QemuPeer:
         self._command = [
             *(program, "-accel", "tcg", "-m", str(MEMORY_MIB), "-nographic", "-no-reboot"),
             *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
-            *("-append", "console=ttyS0"),
+            *("-append", serial_cmdline(image.cmdline)),
         ]
 
     def prepare(self) -> None:
@@ -119,9 +120,11 @@ class PyxenPeer:
     """pyxen through `xl create -c`, with a xend of its own below `home`."""
 
     def __init__(
-        self, image: BenchImage, home: Path, *, native: bool, cmdline: str = "console=hvc0"
+        self, image: BenchImage, home: Path, *, native: bool, cmdline: str | None = None
     ) -> None:
-        """Raises: UserError if the native path is asked for and not there."""
+        """cmdline: of the guest's kernel; the demo's by default.
+
+        Raises: UserError if the native path is asked for and not there."""
         if native and importlib.util.find_spec("pyxen.cpu.unicorn._hot") is None:
             raise UserError(
                 "pyxen's native hot path is not built", "with a C compiler: pip install -e ."
@@ -135,12 +138,12 @@ class PyxenPeer:
                 name=DOMAIN,
                 kernel=image.kernel,
                 ramdisk=image.initramfs,
-                cmdline=cmdline,
+                cmdline=image.cmdline if cmdline is None else cmdline,
                 memory=MEMORY_MIB,
             )
         )
         self._environment = {
-            **os.environ,
+            **usual_environment(),
             "PYXEN_HOME": str(home),
             "PYXEN_NATIVE": str(int(native)),
         }
@@ -224,6 +227,22 @@ class PyxenGuest(Guest):
         with contextlib.suppress(UserError):  # it may have crashed, and so be gone
             self._peer.xl("destroy", DOMAIN)
         self._reap()
+
+
+def serial_cmdline(xen: str) -> str:
+    """The command line for a PC, from that for a Xen guest: everything that costs time is kept.
+
+    No early console: by QEMU's serial port it would cost more than it does by Xen's console.
+    """
+    words = [word for word in xen.split() if not word.startswith("earlyprintk=")]
+    return " ".join("console=ttyS0" if word == "console=hvc0" else word for word in words)
+
+
+def usual_environment() -> dict[str, str]:
+    """This environment, but Python keeps what it compiled, as it does for most people."""
+    environment = child_environment()
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
 
 
 def end_process(pid: int) -> None:

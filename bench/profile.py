@@ -21,12 +21,11 @@ from bench.console import GuestFailure
 from bench.image import PROGRAM, BenchImage, build_image
 from bench.measure import BOOT_S, SECTION_S
 from bench.metrics import SECTIONS
-from bench.peers import PyxenPeer, end_process
+from bench.peers import PyxenPeer, end_process, usual_environment
 from bench.samples import SAMPLES_PER_SECOND, TRANSLATED, Sample, read_samples, record_command
 from pyxen.errors import UserError
 from pyxen.image.demo import PROMPT
 from pyxen.paths import connect_unix
-from pyxen.xend.environment import child_environment
 
 MARKS = (b"Linux version", b"Freeing SMP alternatives", b"as init process", PROMPT.encode())
 XEND_S = 10.0
@@ -39,7 +38,7 @@ def main() -> int:
     parser.add_argument("--no-native", action="store_true", help="PYXEN_NATIVE=0")
     parser.add_argument("--sections", action="store_true", help="run the guest's program as well")
     parser.add_argument("--top", type=int, default=30, help="functions to list (30)")
-    parser.add_argument("--cmdline", default="console=hvc0 earlyprintk=xen")
+    parser.add_argument("--cmdline", help="of the guest; the demo's by default")
     options = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="pyxen-profile-") as directory:
@@ -97,7 +96,7 @@ def _perf(options: argparse.Namespace, image: BenchImage, directory: Path) -> No
     # xend in the foreground below perf, which follows its children: the domain is one.
     command = [sys.executable, "-P", "-m", "pyxen.xend"]
     words = ["--state", str(peer.paths.state), "--run", str(peer.paths.run)]
-    environment = {**child_environment(), "PYXEN_NATIVE": str(int(not options.no_native))}
+    environment = {**usual_environment(), "PYXEN_NATIVE": str(int(not options.no_native))}
     perf = subprocess.Popen([*record_command(recording), *command, *words], env=environment)
     try:
         _await_xend(peer)
