@@ -17,7 +17,7 @@ from pyxen.hypervisor.hypercall.page_tables import check_entry
 from pyxen.memory.pagetable import PTE_RW, PTE_USER, entry_maddr, translate
 from pyxen.types import U64
 
-CF, PF, AF, ZF, SF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 11
+CF, PF, AF, ZF, SF, DF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 10, 1 << 11
 _STATUS = CF | PF | AF | ZF | SF | OF
 _GPRS = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
 
@@ -60,7 +60,7 @@ def emulate_write(d: Domain, vaddr: int) -> bool:
 def decode(code: bytes) -> Write | None:
     """Decode the instruction at the start of `code`, if it is one that is emulated."""
     instruction = next(_disassembler().disasm(code, 0, 1), None)
-    if instruction is None or not instruction.operands:
+    if instruction is None or not instruction.operands or instruction.addr_size != 8:
         return None
     import capstone.x86 as cx
 
@@ -130,7 +130,8 @@ def _finish(d: Domain, write: Write) -> bool:
     """Advance RIP, or for a repeated store the counters (RIP stays until RCX is 0)."""
     regs = d.engine.regs
     if write.mnemonic.startswith("stos"):
-        regs.rdi = (regs.rdi + write.size) & U64
+        step = -write.size if regs.rflags & DF else write.size
+        regs.rdi = (regs.rdi + step) & U64
         if write.repeated:
             regs.rcx = (regs.rcx - 1) & U64
             if regs.rcx:
