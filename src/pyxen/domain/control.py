@@ -40,6 +40,7 @@ class Connection:
         self._input = bytearray()
         self._output = bytearray()
         self._closed = False
+        self._held = False
         self.on_data: Callable[[bytes], None] = self._header
         self.on_close: Callable[[], None] = lambda: None
         sock.setblocking(False)
@@ -57,6 +58,12 @@ class Connection:
     def send_json(self, message: dict[str, Any]) -> None:
         """Send one JSON line."""
         self.send(json.dumps(message).encode() + b"\n")
+
+    def hold(self, held: bool) -> None:
+        """Stop reading for a while: the peer's data waits in its socket."""
+        self._held = held
+        if not self._closed:
+            self._want()
 
     def close(self) -> None:
         """Let the peer go."""
@@ -93,7 +100,10 @@ class Connection:
         except OSError:
             self.close()
             return
-        wanted = select.EPOLLIN | (select.EPOLLOUT if self._output else 0)
+        self._want()
+
+    def _want(self) -> None:
+        wanted = (0 if self._held else select.EPOLLIN) | (select.EPOLLOUT if self._output else 0)
         self._reactor.change(self._sock.fileno(), wanted)
 
     def lines(self, data: bytes) -> list[bytes]:
@@ -115,11 +125,10 @@ class Connection:
         self._input.clear()
         try:
             header = json.loads(line)
-            stream = header["stream"]
-        except (ValueError, KeyError, TypeError):
+            self._server.open_stream(self, header["stream"], header)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.close()
             return
-        self._server.open_stream(self, stream, header)
         if rest and not self._closed:
             self.on_data(rest)
 
@@ -198,6 +207,6 @@ class ControlServer:
                     "exit_code": error.exit_code,
                 }
                 connection.send_json({"id": request_id, "error": detail})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 detail = {"message": f"bad request: {error!r}", "hint": "", "exit_code": 1}
                 connection.send_json({"id": request_id, "error": detail})

@@ -150,7 +150,7 @@ class DomainProcess:
         ring = self._machine.xenstore
         connection.on_data = ring.received
         connection.on_close = lambda: ring.disconnect(connection.send)
-        ring.connect(connection.send)
+        ring.connect(connection.send, connection.hold)
 
     # --- the guest's end --------------------------------------------------------------------
 

@@ -138,6 +138,7 @@ class Reactor:
                 continue
             self._looked.clear()
             self.attention = True
-            while self.attention and not self.closing:
+            # Not while the loop sleeps, should it have looked before we said so.
+            while self.attention and self._running.is_set() and not self.closing:
                 self.kick()
                 self._looked.wait(KICK_AGAIN_S)

@@ -23,11 +23,17 @@ BACKLOG_BYTES = 64 << 10
 OUTSTANDING_REQUESTS = 64
 """Requests without an answer; beyond that the guest's ring is not read."""
 
+Send = Callable[[bytes], None]
+Hold = Callable[[bool], None]
+
 _AT = XenstoreDomainInterface.OFFSET
 
 
 class XenstoreRing:
-    """One guest's xenstore ring. `send` gives bytes to xenstored, or is None without a stream."""
+    """One guest's xenstore ring, and a stream to xenstored, which comes and goes.
+
+    The stream offers `send`, which gives it bytes, and `hold`, which stops and resumes its reading.
+    """
 
     def __init__(self, memory: MachineMemory, mfn: Mfn, raise_event: Callable[[], None]) -> None:
         page = mfn << PAGE_SHIFT
@@ -48,40 +54,48 @@ class XenstoreRing:
         self._raise_event = raise_event
         self._unanswered = UnansweredRequests()
         self._backlog = bytearray()
-        self._send: Callable[[bytes], None] | None = None
+        self._send: Send | None = None
+        self._hold: Hold = lambda held: None
+        self._held = False
         self.broken = False
         """The guest broke the protocol: its ring is not looked at any more."""
 
-    def connect(self, send: Callable[[bytes], None]) -> None:
+    def connect(self, send: Send, hold: Hold) -> None:
         """A stream to xenstored is there."""
-        self._send = send
+        self._send, self._hold, self._held = send, hold, False
         repeated = self._unanswered.reconnected()
         if repeated:
             send(repeated)
         self.notified()
 
-    def disconnect(self, send: Callable[[bytes], None]) -> None:
+    def disconnect(self, send: Send) -> None:
         """A stream is gone; what the guest asks stays in its ring until the next one."""
         if self._send == send:
-            self._send = None
+            self._send, self._hold = None, lambda held: None
 
     def notified(self) -> None:
         """The guest sent an event: there are requests, or room for replies."""
         if self.broken:
             return
         try:
-            taken = self._take_requests()
             given = self._give_replies()
+            taken = self._take_requests()
         except (RingBroken, RemoteProtocolError):
             self.broken = True
+            self._backlog.clear()
             return
         if taken or given:
             self._raise_event()
+        if self.congested != self._held:
+            self._held = self.congested
+            self._hold(self._held)
 
     def received(self, data: bytes) -> None:
         """Bytes from xenstored."""
-        self._backlog += self._unanswered.from_xenstored(data)
-        self.notified()
+        replies = self._unanswered.from_xenstored(data)
+        if not self.broken:
+            self._backlog += replies
+            self.notified()
 
     @property
     def congested(self) -> bool:
@@ -89,7 +103,9 @@ class XenstoreRing:
         return len(self._backlog) > BACKLOG_BYTES
 
     def _take_requests(self) -> bool:
-        if self._send is None or self._unanswered.outstanding >= OUTSTANDING_REQUESTS:
+        if self._send is None or self.congested:
+            return False
+        if self._unanswered.outstanding >= OUTSTANDING_REQUESTS:
             return False
         data = self._requests.take()
         if not data:
