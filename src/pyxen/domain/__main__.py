@@ -23,7 +23,7 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         process = DomainProcess(json.loads(line))
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, TypeError, OSError) as error:
         print(f"cannot start from this specification: {error!r}", file=sys.stderr)
         return 1
     process.run()

@@ -14,6 +14,7 @@ from pyxen.domain.machine import Machine, MachineSpec
 from pyxen.domain.reactor import Reactor
 from pyxen.errors import UserError
 from pyxen.hypervisor.domain import ShutdownReason
+from pyxen.proto.xs import RemoteProtocolError
 
 CRASH_CONSOLE_BYTES = 4096
 MAX_REPLAY_BYTES = 4 << 20
@@ -148,7 +149,14 @@ class DomainProcess:
             connection.close()
             return
         ring = self._machine.xenstore
-        connection.on_data = ring.received
+
+        def received(data: bytes) -> None:
+            try:
+                ring.received(data)
+            except RemoteProtocolError:  # not xenstored, or a broken one: wait for the next
+                connection.close()
+
+        connection.on_data = received
         connection.on_close = lambda: ring.disconnect(connection.send)
         ring.connect(connection.send, connection.hold)
 
