@@ -1,11 +1,16 @@
-"""A domain process for each test that asks for one."""
+"""A domain process for each test that asks for one; a domain without one for the others."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from domain_process import Process
+
+sys.path.append(str(Path(__file__).parents[1] / "hypervisor"))
+
+from pv_guest import PvGuest
 
 
 @pytest.fixture
@@ -20,3 +25,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield start_one
     for process in started:
         process.close()
+
+
+@pytest.fixture
+def guest() -> Iterator[PvGuest]:
+    made = PvGuest()
+    yield made
+    made.close()
