@@ -15,16 +15,19 @@ XEN_LEAVES = 0x4000_0000
 _LAST_XEN_LEAF = XEN_LEAVES + 4
 _HYPERVISOR_PRESENT = 1 << 31
 
+# Family 6, model 28, stepping 10: an in-order processor, which guests know to be free of the faults
+# of speculation. An emulator is that, too, and a guest that believes it has no mitigations to pay.
+_SIGNATURE = 0x0001_06CA
+
 _LEAF1_ECX = (
     _HYPERVISOR_PRESENT | 1 << 23 | 1 << 20 | 1 << 19 | 1 << 13 | 1 << 9 | 1 << 0
 )  # POPCNT, SSE4.2, SSE4.1, CMPXCHG16B, SSSE3, SSE3
 _LEAF1_EDX = (
-    1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 11 | 1 << 13 | 1 << 15
+    1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 15
     | 1 << 16 | 1 << 19 | 1 << 23 | 1 << 24 | 1 << 25 | 1 << 26
 )  # fmt: skip  # FPU DE TSC MSR PAE CX8 SEP PGE CMOV PAT CLFLUSH MMX FXSR SSE SSE2
 _EXT1_EDX = 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29  # SYSCALL NX RDTSCP LM
 _EXT1_ECX = 1 << 0  # LAHF in 64-bit mode
-_LEAF7_EBX = 1 << 9  # ERMS
 _INVARIANT_TSC = 1 << 8
 _MSRS_AT = 0x4000_0200
 
@@ -51,9 +54,10 @@ class XenCpuid:
             case 0:
                 return CpuidLeaf(0xD, *_vendor(b"GenuineIntel"))
             case 1:
-                return CpuidLeaf(0x000306A9, 0x00000800, _LEAF1_ECX, _LEAF1_EDX)
-            case 7 if subleaf == 0:
-                return CpuidLeaf(0, _LEAF7_EBX, 0, 0)
+                return CpuidLeaf(_SIGNATURE, 0x00000800, _LEAF1_ECX, _LEAF1_EDX)
+            case 7:
+                # No ERMS: an emulator's string instructions go byte by byte.
+                return CpuidLeaf()
             case 0x8000_0000:
                 return CpuidLeaf(0x8000_0008)
             case 0x8000_0001:
