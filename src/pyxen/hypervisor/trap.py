@@ -23,6 +23,8 @@ from pyxen.cpu.pvstate import PvState
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.vcpu import Vcpu
+from pyxen.memory import layout
+from pyxen.memory.pagetable import PTE_PRESENT, frame_of
 from pyxen.types import U64
 
 EFLAGS_TF = 1 << 8
@@ -48,6 +50,13 @@ HAVE_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
 
 SEGMENT_CS, SEGMENT_SS = 1, 2
 IRET_CONTEXT = Struct("<9Q")
+
+SELECTOR_LDT = 4
+LDT_PAGE = 16
+"""Where the LDT begins in a vCPU's descriptor window, in pages."""
+DESCRIPTOR_LONG = 1 << 53
+USER_CODE = 0xF8 << 40
+"""Present, privilege level 3, not a system segment, code."""
 
 
 def deliver_trap(d: Domain, v: Vcpu, trap: Trap) -> None:
@@ -138,11 +147,21 @@ def enter_kernel(d: Domain, v: Vcpu) -> None:
     d.engine.enter_kernel_mode()
 
 
-def enter_user(d: Domain, v: Vcpu, cs: int, ss: int) -> None:
+def enter_user(d: Domain, v: Vcpu, cs: int, ss: int, *, long_mode: bool) -> None:
     """Kernel to user mode, with the GS base of user mode."""
     v.pv.gs_base_kernel = d.engine.regs.gs_base
     d.engine.regs.gs_base = v.pv.gs_base_user
-    d.engine.enter_user_mode(cs, ss)
+    d.engine.enter_user_mode(cs, ss, long_mode=long_mode)
+
+
+def user_code_descriptor(d: Domain, v: Vcpu, selector: int) -> int | None:
+    """The descriptor of a code segment that user mode may load; None if it is anything else."""
+    page = (selector >> 12) + (LDT_PAGE if selector & SELECTOR_LDT else 0)
+    mapping = d.memory.read_u64(layout.descriptor_pte_maddr(v.vcpu_id, page))
+    if not mapping & PTE_PRESENT:
+        return None
+    descriptor = d.memory.words[(frame_of(mapping) << 9) + ((selector & 0xFFF) >> 3)]
+    return descriptor if descriptor & USER_CODE == USER_CODE else None
 
 
 def iret(d: Domain, v: Vcpu) -> None:
@@ -156,10 +175,13 @@ def iret(d: Domain, v: Vcpu) -> None:
     if data is None:
         raise DomainCrash(f"the iret context at {regs.rsp:#x} cannot be read")
     rax, r11, rcx, flags, rip, cs, rflags, rsp, ss = IRET_CONTEXT.unpack(data)
+    descriptor = None
     if cs & 3 == 3:
         if v.pv.user_cr3 == 0:
             raise DomainCrash("iret to user mode without a user page table")
-        enter_user(d, v, cs & 0xFFFF, ss & 0xFFFF | 3)
+        descriptor = user_code_descriptor(d, v, cs & 0xFFFF)
+        long_mode = descriptor is None or bool(descriptor & DESCRIPTOR_LONG)
+        enter_user(d, v, cs & 0xFFFF, ss & 0xFFFF | 3, long_mode=long_mode)
     regs.rip, regs.rsp, regs.rax = rip, rsp, rax
     regs.rflags = rflags & ~(EFLAGS_IOPL | EFLAGS_VM | EFLAGS_NT) | EFLAGS_IF
     if flags & VGCF_in_syscall:
@@ -167,3 +189,6 @@ def iret(d: Domain, v: Vcpu) -> None:
     else:
         regs.rcx, regs.r11 = rcx, r11
     v.upcall_mask = 0 if rflags & EFLAGS_IF else 1
+    if d.engine.user_mode and descriptor is None:
+        # Xen's own IRET would fault here; what the guest sees is a fault of its user mode.
+        deliver_trap(d, v, Trap(TRAP_gp_fault, cs & 0xFFFC))

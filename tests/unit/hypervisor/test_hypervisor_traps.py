@@ -5,8 +5,9 @@ from __future__ import annotations
 from struct import Struct
 
 import pytest
-from pv_guest import L4, NOT_MAPPED, STACK, TEXT, PvGuest
+from pv_guest import GDT, L4, NOT_MAPPED, SELF, STACK, TEXT, PvGuest
 
+from pyxen.abi.xen import MMUEXT_SET_LDT, MmuextOp
 from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, PREEMPTED, EngineFailure, Trap
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor import trap
@@ -372,6 +373,31 @@ def test_iret_looks_at_the_selector_only(guest: PvGuest) -> None:
     guest.vcpu.pv.user_cr3 = L4 << 12
     iret(guest, cs=USER_CS | 1 << 32)
     assert guest.regs.selectors[1] == USER_CS
+
+
+@pytest.mark.parametrize(("cs", "long_mode"), [(USER_CS, True), (0xE023, False), (0xF, False)])
+def test_iret_to_32_bit_code(guest: PvGuest, cs: int, long_mode: bool) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.memory.write_u64((GDT << 12) + 8, 0x00CF_FB00_0000_FFFF)
+    guest.call("set_gdt", guest.put(GDT), 2)
+    set_ldt = MmuextOp(cmd=MMUEXT_SET_LDT, arg1=guest.vaddr(5), arg2=2)
+    assert guest.call("mmuext_op", guest.put(set_ldt), 1, 0, SELF) == 0
+    iret(guest, cs=cs)
+    assert guest.engine.user_mode
+    assert guest.engine.vcpu.long_mode == long_mode
+    assert guest.regs.selectors[1] == cs
+
+
+@pytest.mark.parametrize("cs", [0x3, 0xB, 0x17, 0xE02B, 0xE00B, 0xE013, 0xFFFF, 0xE043])
+def test_iret_to_what_is_no_user_code(guest: PvGuest, cs: int) -> None:
+    """A fault of user mode, which its kernel answers with a signal."""
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.vcpu.pv.kernel_sp = KERNEL_STACK
+    set_handler(guest, 13)
+    iret(guest, cs=cs)
+    assert guest.regs.rip == HANDLER
+    frame = guest.words(guest.regs.rsp, 8)
+    assert (frame[2], frame[3], frame[4]) == (cs & 0xFFFC, 0x401000, cs)
 
 
 def test_iret_to_user_mode_needs_a_user_page_table(guest: PvGuest) -> None:

@@ -159,7 +159,9 @@ ROWS = (
     _missing(27, "xsm_op", "no security module is loaded"),
     _partial(28, "nmi_op", cpu.nmi_op, "cmd arg", "NMIs are not delivered"),
     _done(29, "sched_op", sched_op, "cmd arg"),
-    _done(30, "callback_op", cpu.callback_op, "cmd arg"),
+    _partial(
+        30, "callback_op", cpu.callback_op, "cmd arg", "no sysenter and 32-bit syscall: int 0x80"
+    ),
     _missing(31, "xenoprof_op", "removed from Xen"),
     _partial(
         32, "event_channel_op", event_channel_op, "cmd arg", "two-level ABI; no FIFO, no pirqs"
