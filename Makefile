@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 
 # Everything: the checks, and real kernels end to end.
 test: check
-	$(RUN)/python -m pytest -q tests --ignore=tests/unit --ignore=tests/protocol
+	PYXEN_TEST_FETCH=1 $(RUN)/python -m pytest -q tests --ignore=tests/unit --ignore=tests/protocol
 
 # Formatter, linter, types, import directions, and the tests that boot no kernel.
 check: $(VENV)/.dev

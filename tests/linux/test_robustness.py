@@ -67,6 +67,8 @@ def bad_configs(directory: Path, demo: DemoImage) -> dict[str, tuple[Path, int, 
         "notxen": ({**good, "kernel": "/bin/true"}, 3, "Xen"),
         "ramdisk": ({**good, "ramdisk": "/nonexistent/initrd"}, 3, "does not exist"),
         "small": ({**good, "memory": 16}, 3, "at least"),
+        "huge": ({**good, "memory": 40000000}, 3, "this host has"),
+        "vcpus": ({**good, "vcpus": 200}, 3, "at most"),
     }
     return {
         name: (write_config(directory / f"{name}.cfg", name=name, **settings), code, message)

@@ -17,6 +17,7 @@ import json
 import os
 import select
 import socket
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -209,4 +210,9 @@ class ControlServer:
                 connection.send_json({"id": request_id, "error": detail})
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 detail = {"message": f"bad request: {error!r}", "hint": "", "exit_code": 1}
+                connection.send_json({"id": request_id, "error": detail})
+            except Exception as bug:  # ours: told to whoever asked, in full to the log
+                traceback.print_exc()
+                hint = "the domain's log has the details"
+                detail = {"message": f"a bug in pyxen: {bug!r}", "hint": hint, "exit_code": 3}
                 connection.send_json({"id": request_id, "error": detail})

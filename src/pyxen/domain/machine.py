@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pyxen.builder.pv import BuiltDomain, PvOptions, build
 from pyxen.cpu.base import Engine
 from pyxen.cpu.unicorn.engine import UnicornEngine
 from pyxen.domain.reactor import Reactor
+from pyxen.errors import UserError
 from pyxen.hypervisor.clock import HostClock
 from pyxen.hypervisor.cpuid import XenCpuid
 from pyxen.hypervisor.domain import Domain, DomainSpec
@@ -83,6 +85,7 @@ class Machine:
             undo.pop_all()
 
     def _build(self, spec: MachineSpec, reactor: Reactor) -> None:
+        check_size(spec.domain)
         self.memory = MachineMemory(spec.domain.max_pages)
         cpuid = XenCpuid()
         self.engine: Engine = UnicornEngine(self.memory, cpuid)
@@ -160,3 +163,20 @@ class Machine:
     def close(self) -> None:
         """Give everything back; the process is about to end."""
         self._parts.close()
+
+
+def check_size(spec: DomainSpec) -> None:
+    """Refuse what this host or this hypervisor cannot have. Raises: UserError, as xl's create."""
+    if spec.max_vcpus > layout.MAX_VCPUS:
+        raise UserError(
+            f"{spec.max_vcpus} vCPUs: a domain can have {layout.MAX_VCPUS} at most",
+            "set `vcpus=` and `maxvcpus=` accordingly",
+            exit_code=3,
+        )
+    host_pages = os.sysconf("SC_PHYS_PAGES")
+    if spec.max_pages > min(host_pages, layout.MAX_GUEST_PAGES):
+        raise UserError(
+            f"{spec.max_pages // 256} MiB of memory: this host has {host_pages // 256} MiB",
+            "set `memory=` and `maxmem=` accordingly",
+            exit_code=3,
+        )

@@ -41,6 +41,8 @@ DESCRIPTOR_VADDR = 0xFFFF_8200_0000_0000
 VCPU_WINDOW_SHIFT = 17
 LDT_OFFSET = 1 << 16
 MAX_VCPUS = 128
+MAX_GUEST_PAGES = 511 << 18
+"""511 GiB: what one L2 table of the M2P reaches, less the hypervisor's own frames."""
 
 INVALID_M2P_ENTRY = U64
 FIRST_RESERVED_GDT_PAGE = 14
