@@ -29,6 +29,7 @@ from pyxen.memory.pagetable import (
 from pyxen.types import PAGE_SHIFT, PAGE_SIZE
 
 _WINDOW_PTE = PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY | PTE_NX
+_NO_TRAPS = memoryview(bytes(8 * TRAPS)).cast("Q")
 _LDT_PAGES = 16
 _WORK_PER_PAGE = 64
 _MAX_LDT_ENTRIES = 8192
@@ -54,8 +55,7 @@ def set_trap_table(d: Domain, v: Vcpu, traps: int) -> int:
             table.append(entry)
     # COMMIT
     if not traps:
-        for vector in range(TRAPS):
-            v.pv.traps_address[vector] = v.pv.traps_flags[vector] = 0
+        v.pv.traps_address[:] = v.pv.traps_flags[:] = _NO_TRAPS
     for entry in table:
         v.pv.traps_address[entry.vector] = entry.address
         v.pv.traps_flags[entry.vector] = entry.flags | entry.cs << 16

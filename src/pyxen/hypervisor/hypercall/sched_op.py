@@ -19,10 +19,12 @@ from pyxen.abi.sched import (
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.evtchn import MAX_PORTS
+from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.types import Port
 
 MAX_POLL_PORTS = 128
+_PORTS_PER_WORK = 8
 NR_WATCHDOGS = 2
 
 
@@ -69,7 +71,9 @@ def _poll(d: Domain, v: Vcpu, argument: int) -> int:
     op = SchedPoll.unpack(d.space.read(argument, SchedPoll.SIZE))
     if op.nr_ports > MAX_POLL_PORTS:
         raise XenError(E.INVAL, f"{op.nr_ports} ports")
-    ports = [Port(d.space.read_u32(op.ports + 4 * n)) for n in range(op.nr_ports)]
+    work(d, op.nr_ports // _PORTS_PER_WORK)
+    listed = d.space.read(op.ports, 4 * op.nr_ports) if op.nr_ports else b""
+    ports = [Port(port) for port in memoryview(listed).cast("I")]
     if any(port >= MAX_PORTS for port in ports):
         raise XenError(E.INVAL, "no such port")
     # COMMIT

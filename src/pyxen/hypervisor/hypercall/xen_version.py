@@ -28,6 +28,7 @@ from pyxen.abi.version import (
 from pyxen.errors import XenError
 from pyxen.hypervisor import version
 from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.pagetable import XEN_VIRT_START
 from pyxen.types import PAGE_SIZE
@@ -37,6 +38,7 @@ CAPABILITIES_BYTES = 1024
 CHANGESET_BYTES = 64
 COMMANDLINE_BYTES = 1024
 DENIED = b"<denied>"
+_WORK_PER_TEXT = 3
 
 FEATURES = (
     1 << XENFEAT_pae_pgdir_above_4gb
@@ -61,6 +63,7 @@ def xen_version(d: Domain, v: Vcpu, command: int, argument: int) -> int:
         return 0
     if command == XENVER_build_id:
         raise XenError(E.PERM, "only for domain 0")
+    work(d, _WORK_PER_TEXT)
     answer = _text(d, command)
     if answer is None:
         raise XenError(E.NOSYS, f"xen_version {command}")
