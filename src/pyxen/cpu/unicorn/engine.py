@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Final, Protocol
+from typing import Final
 
 from pyxen.cpu.base import (
     PREEMPTED,
@@ -25,7 +25,7 @@ from pyxen.cpu.base import (
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import layout, library, snapshot
 from pyxen.cpu.unicorn.hooks import Hooks, PythonHooks
-from pyxen.cpu.unicorn.native_hooks import NativeHooks, NotBuilt
+from pyxen.cpu.unicorn.native_hooks import Memory, NativeHooks, NotBuilt
 from pyxen.cpu.unicorn.state import UnicornRegisters
 from pyxen.cpu.unicorn.stubs import Stubs
 from pyxen.memory.layout import LDT_OFFSET, gdt_vaddr
@@ -42,15 +42,6 @@ EFER_GUEST: Final = 0xD01
 _GDT_LIMIT: Final = 0xEFFF
 _LDT_LIMIT: Final = 0xFFFF
 _RIP: Final = layout.RIP >> 3
-
-
-class Memory(Protocol):
-    """The part of MachineMemory that an engine needs."""
-
-    @property
-    def address(self) -> int: ...
-    @property
-    def total_pages(self) -> int: ...
 
 
 class UnicornEngine(Engine):
@@ -80,7 +71,7 @@ class UnicornEngine(Engine):
         ctypes.c_uint8.from_address(self._handle + layout.UC_NO_EXIT_REQUEST).value = 1
         self._stop_request = ctypes.c_uint8.from_address(self._handle + layout.UC_STOP_REQUEST)
         self.regs = UnicornRegisters(self._env)
-        self._hooks, why = self._choose_hooks(cpuid, native)
+        self._hooks, why = self._choose_hooks(memory, cpuid, native)
         self.capabilities = Capabilities("unicorn", self._hooks.native, why)
         self._reset_state()
         self._template = ctypes.string_at(self._env, layout.STATE_BYTES)
@@ -105,7 +96,9 @@ class UnicornEngine(Engine):
         )
         return address
 
-    def _choose_hooks(self, cpuid: CpuidPolicy, native: bool | None) -> tuple[Hooks, str]:
+    def _choose_hooks(
+        self, memory: Memory, cpuid: CpuidPolicy, native: bool | None
+    ) -> tuple[Hooks, str]:
         arguments = (self._handle, self._env, self.regs, self._stubs, cpuid)
         if native is False:
             why = "switched off"
@@ -113,7 +106,7 @@ class UnicornEngine(Engine):
             why = "switched off by PYXEN_NATIVE=0"
         else:
             try:
-                hooks = NativeHooks(self._cpu, *arguments)
+                hooks = NativeHooks(memory, self._cpu, *arguments)
             except NotBuilt as missing:
                 why = str(missing)
             else:

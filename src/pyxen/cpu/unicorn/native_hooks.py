@@ -10,7 +10,7 @@ import ctypes
 import importlib.util
 from ctypes import c_uint64, c_void_p
 from functools import cache
-from typing import Final
+from typing import Final, Protocol
 
 from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, CpuidPolicy, Exit
 from pyxen.cpu.pvstate import PvDomain, PvState
@@ -18,12 +18,21 @@ from pyxen.cpu.unicorn import library
 from pyxen.cpu.unicorn.hooks import INVALID_OPCODE, Hooks, trap
 from pyxen.cpu.unicorn.state import UnicornRegisters
 from pyxen.cpu.unicorn.stubs import Stubs
-from pyxen.types import VcpuId
+from pyxen.types import PAGE_SHIFT, VcpuId
 
 _EXIT_NONE: Final = 0
 _EXIT_HYPERCALL: Final = 1
 _EXIT_GUEST_SYSCALL: Final = 2
 _EXIT_TRAP: Final = 3
+
+
+class Memory(Protocol):
+    """The part of MachineMemory that an engine needs."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def total_pages(self) -> int: ...
 
 
 class NotBuilt(Exception):
@@ -49,6 +58,9 @@ class Hot(ctypes.Structure):
         ("tlb_flush", c_void_p),
         ("tlb_flush_page", c_void_p),
         ("compute_flags", c_void_p),
+        ("memory", c_void_p),
+        ("memory_bytes", c_uint64),
+        ("code_pages", c_void_p),
         ("skew", c_uint64),
     )
 
@@ -65,6 +77,8 @@ def _load() -> ctypes.CDLL:
         lib.hot_install_exit_check.argtypes = (ctypes.c_char_p,)
         lib.hot_install_exit_check.restype = ctypes.c_char_p
         lib.hot_exit_checks.restype = c_uint64
+        lib.hot_use_softmmu.argtypes = (c_void_p, c_uint64)
+        lib.hot_use_softmmu.restype = ctypes.c_bool
         if lib.hot_struct_bytes() != ctypes.sizeof(Hot):
             raise NotBuilt("the native hot path was built from another version")
     except (OSError, AttributeError) as error:
@@ -79,6 +93,7 @@ class NativeHooks(Hooks):
 
     def __init__(
         self,
+        memory: Memory,
         cpu: int,
         handle: int,
         env: int,
@@ -99,6 +114,9 @@ class NativeHooks(Hooks):
             tlb_flush_page=library.address("tlb_flush_page"),
             compute_flags=library.address("helper_cc_compute_all"),
         )
+        self._code_pages = ctypes.create_string_buffer(memory.total_pages)
+        self._hot.memory = memory.address
+        self._hot.code_pages = ctypes.addressof(self._code_pages)
         self._hot_address = ctypes.addressof(self._hot)
         self._run = native.hot_run
         self._shared: dict[VcpuId, tuple[PvDomain, PvState]] = {}
@@ -106,6 +124,10 @@ class NativeHooks(Hooks):
         self.exit_check = (
             "exit check in line" if refusal is None else f"plain exit check ({refusal.decode()})"
         )
+        if refusal is None and not native.hot_use_softmmu(
+            self._hot_address, memory.total_pages << PAGE_SHIFT
+        ):
+            self.exit_check += ", plain software TLB"
         for kind, name, *extra in (
             (library.HOOK_INTR, "hot_on_exception"),
             (library.HOOK_INSN_INVALID, "hot_on_invalid_opcode"),

@@ -76,8 +76,10 @@ HOT_API int hot_run(struct hot *h)
 {
     h->exit_kind = EXIT_NONE;
     exit_check_active = true;
+    running = h->memory_bytes ? h : NULL;
     int error = h->emu_start(h->uc, h->env[Q_RIP], 0, 0, 0);
     exit_check_active = false;
+    running = NULL;
     return error;
 }
 

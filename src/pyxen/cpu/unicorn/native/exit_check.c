@@ -12,10 +12,9 @@
  * the library that the constants were taken from: anything else, and nothing is changed. Other
  * users of the library in this process see no difference (exit_check_active is per thread).
  */
-#define _GNU_SOURCE
-#include <dlfcn.h>
+#include "linkage.h"
+
 #include <elf.h>
-#include <link.h>
 
 #include "hot.h"
 
@@ -129,7 +128,7 @@ static int find_library(struct dl_phdr_info *info, size_t size, void *data)
 }
 
 /* The slot of the linkage table for a function; NULL unless there is exactly one. */
-static void **find_slot(const struct link_map *map, const char *name)
+void **find_slot(const struct link_map *map, const char *name)
 {
     const ElfW(Sym) *symbols = NULL;
     const ElfW(Rela) *relocations = NULL;
@@ -204,6 +203,9 @@ HOT_API const char *hot_install_exit_check(const char *path)
     void **exit_slot = find_slot(map, "tcg_gen_exit_tb_x86_64");
     if (!call_slot || !exit_slot)
         return "the library's linkage table is of another shape";
+    const char *refusal = install_softmmu(map, library);
+    if (refusal)
+        return refusal;
     /* COMMIT */
     *call_slot = (void *)my_call_n;
     *exit_slot = (void *)my_exit_tb;

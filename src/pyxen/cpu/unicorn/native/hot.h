@@ -37,6 +37,9 @@ struct hot {
     void (*tlb_flush)(void *cpu);
     void (*tlb_flush_page)(void *cpu, u64 vaddr);
     u64 (*compute_flags)(u64 dst, u64 src1, u64 src2, int op);
+    u8 *memory; /* the host address of machine memory, which is one region at 0 */
+    u64 memory_bytes; /* 0: softmmu.c does nothing for this engine */
+    u8 *code_pages; /* a byte a page, softmmu.c */
     u64 skew; /* what the translator adds to RIP after the callback: 2 for SYSCALL, else 0 */
 };
 
@@ -76,6 +79,9 @@ static inline void store64(void *p, u64 v)
 {
     memcpy(p, &v, 8);
 }
+
+/* The engine that this thread is in, if it uses softmmu.c. */
+extern __thread struct hot *running;
 
 /* flags.c */
 u64 get_flags(const struct hot *h);
