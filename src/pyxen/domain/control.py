@@ -29,6 +29,7 @@ from pyxen.paths import listen_unix
 LINE_LIMIT_BYTES = 1 << 20
 OUTPUT_LIMIT_BYTES = 4 << 20
 CHUNK_BYTES = 64 << 10
+LAST_WORDS_S = 0.5
 
 
 class Connection:
@@ -74,6 +75,14 @@ class Connection:
             self._sock.close()
             self._server.connections.discard(self)
             self.on_close()
+
+    def finish(self) -> None:
+        """Close, but let a peer that reads have what it has not got yet: a guest's last words."""
+        with contextlib.suppress(OSError):
+            self._sock.settimeout(LAST_WORDS_S)
+            self._sock.sendall(self._output)
+        self._output.clear()
+        self.close()
 
     def _ready(self, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -165,7 +174,7 @@ class ControlServer:
         self._reactor.remove(self._listener.fileno())
         self._listener.close()
         for connection in list(self.connections):
-            connection.close()
+            connection.finish()
         with contextlib.suppress(OSError):
             os.unlink(self._path)
 

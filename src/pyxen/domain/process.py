@@ -30,7 +30,7 @@ class DomainProcess:
         self.reactor = Reactor()
         self._server = ControlServer(Path(spec["run_dir"]) / "control.sock", self.reactor, self)
         self._machine: Machine | None = None
-        self._name = self._spec.domain.name
+        self.name = self._spec.domain.name
         self._commands = {
             "build": self._build,
             "pause": self._pause,
@@ -118,7 +118,7 @@ class DomainProcess:
             ],
             "pause_count": domain.pause_count,
             "tty": self.machine.pty.name,
-            "name": self._name,
+            "name": self.name,
         }
 
     def _destroy(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class DomainProcess:
         return {}
 
     def _set_name(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._name = str(request["name"])
+        self.name = str(request["name"])
         return {}
 
     # --- streams ----------------------------------------------------------------------------
