@@ -81,6 +81,7 @@ def multicall(d: Domain, v: Vcpu, calls: int, count: int) -> int:
         at = calls + n * _MULTICALL_ENTRY_BYTES & U64
         if n and (exhausted(d) or d.stopped or not v.runnable):
             raise Continue(at, count - n)
+        work(d)
         words = memoryview(d.space.read(at, _MULTICALL_ENTRY_BYTES)).cast("Q")
         number, *arguments = words[0], *words[2:7]
         try:
