@@ -102,7 +102,7 @@ def test_a_list_that_ends_in_a_hole(guest: PvGuest) -> None:
 
 
 def test_a_long_list_is_done_in_pieces(guest: PvGuest) -> None:
-    count = continuation.WORK_PER_HYPERCALL + 300
+    count = continuation.WORK_PER_HYPERCALL // 2 + 100
     one = guest.read(guest.multicall([(STACK_SWITCH, 1, 2)]), 64)
     at = guest.vaddr(500)
     guest.write(at, one * count)
