@@ -9,7 +9,8 @@ def run(given: argparse.Namespace) -> int:
     """Print the table that the hypervisor dispatches by."""
     from pyxen.hypervisor.hypercall.table import ROWS
 
-    print(f"{'nr':>3}  {'hypercall':<24} {'support':<12} note")
+    width = max(len(row.name) for row in ROWS)
+    print(f"{'nr':>3}  {'hypercall':<{width}} {'support':<12} note")
     for row in sorted(ROWS, key=lambda row: row.number):
-        print(f"{row.number:>3}  {row.name:<24} {row.support.value:<12} {row.note}".rstrip())
+        print(f"{row.number:>3}  {row.name:<{width}} {row.support.value:<12} {row.note}".rstrip())
     return 0
