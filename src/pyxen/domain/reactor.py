@@ -3,6 +3,9 @@
 All work is done by the loop's own thread. While that executes guest code, a second thread waits in
 its place for file descriptors and for the deadline; when one comes it sets `attention` and kicks
 the engine until the loop looks. It touches nothing else: a domain has no locks and can be forked.
+
+While the loop sleeps the second thread waits for nothing, and a short burst of guest code between
+two sleeps does not wake it: an idle guest wakes one thread only.
 """
 
 from __future__ import annotations
@@ -34,9 +37,23 @@ class Timer:
         if self.fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
         self._spec = (ctypes.c_long * 4)()
+        self._deadline_ns: int | None = None
+
+    def expired(self) -> None:
+        """It was seen to be readable, and stays so until it is set: even if to the same time."""
+        self._deadline_ns = -1
+
+    def is_later_than(self, deadline_ns: int | None) -> bool:
+        """Whether it would not have become readable by this time."""
+        if deadline_ns is None:
+            return False
+        return self._deadline_ns is None or self._deadline_ns > deadline_ns
 
     def set(self, deadline_ns: int | None) -> None:
         """Become readable at this time of the monotonic clock; None: never."""
+        if deadline_ns == self._deadline_ns:
+            return
+        self._deadline_ns = deadline_ns
         if deadline_ns is None:
             self._spec[2] = self._spec[3] = 0
         else:
@@ -52,18 +69,15 @@ class Reactor:
         self.closing = False
         self.kick: Callable[[], None] = lambda: None
         """Stops the engine; set when there is one."""
-        self._io = select.epoll()
+        self._ready = select.epoll()
+        """Ready when the loop has something to do: I/O, or its deadline."""
         self._watch = select.epoll()
+        """What the knocker waits for: `_ready` while guest code runs, else nothing."""
         self._handlers: dict[int, Handler] = {}
         self._timer = Timer()
-        self._armed_for: int | None = None
-        self._sleep = Timer()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._watch.register(self._io.fileno(), select.EPOLLIN)
-        self._watch.register(self._timer.fd, select.EPOLLIN)
-        self._io.register(self._wake, select.EPOLLIN)
-        self._io.register(self._sleep.fd, select.EPOLLIN)
-        self._running = threading.Event()
+        self._ready.register(self._timer.fd, select.EPOLLIN)
+        self._watch.register(self._ready.fileno(), 0)
+        self._running = False
         self._looked = threading.Event()
         self._knocker: threading.Thread | None = None
 
@@ -71,30 +85,30 @@ class Reactor:
 
     def add(self, fd: int, handler: Handler, events: int = select.EPOLLIN) -> None:
         """Call `handler` whenever one of the events is there (level-triggered)."""
-        self._io.register(fd, events)
+        self._ready.register(fd, events)
         self._handlers[fd] = handler
 
     def change(self, fd: int, events: int) -> None:
         """Wait for other events on a file descriptor."""
-        self._io.modify(fd, events)
+        self._ready.modify(fd, events)
 
     def remove(self, fd: int) -> None:
         """Forget a file descriptor; before it is closed."""
-        self._io.unregister(fd)
+        self._ready.unregister(fd)
         del self._handlers[fd]
 
     # --- World ------------------------------------------------------------------------------
 
     def arm(self, deadline_ns: int | None) -> None:
-        """The loop is about to execute guest code."""
-        if deadline_ns != self._armed_for:
+        """The loop is about to execute guest code, or has found an earlier deadline meanwhile."""
+        if not self._running or self._timer.is_later_than(deadline_ns):
             self._timer.set(deadline_ns)
-            self._armed_for = deadline_ns
-        if not self._running.is_set():
+        if not self._running:
             if self._knocker is None:
                 self._knocker = threading.Thread(target=self._knock, name="knocker", daemon=True)
                 self._knocker.start()
-            self._running.set()
+            self._running = True
+            self._watch.modify(self._ready.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
 
     def poll(self) -> None:
         """The loop looks: handle what is ready."""
@@ -105,9 +119,8 @@ class Reactor:
         """The loop has nothing to execute: sleep."""
         self._stop_knocking()
         # A timer, because epoll's own timeout counts in milliseconds.
-        self._sleep.set(deadline_ns)
+        self._timer.set(deadline_ns)
         self._dispatch(None)
-        self._sleep.set(None)
 
     def close(self) -> None:
         """Make the loop end, soon."""
@@ -117,28 +130,29 @@ class Reactor:
     # --- inside -----------------------------------------------------------------------------
 
     def _stop_knocking(self) -> None:
-        self._running.clear()
+        if self._running:
+            self._running = False
+            self._watch.modify(self._ready.fileno(), 0)
         self.attention = self.closing
         self._looked.set()
 
     def _dispatch(self, timeout_s: float | None) -> None:
-        for fd, events in self._io.poll(timeout_s, 64):
+        for fd, events in self._ready.poll(timeout_s, 64):
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler(events)
-            elif fd == self._wake:
-                os.eventfd_read(self._wake)
+            elif fd == self._timer.fd:
+                self._timer.expired()
 
     def _knock(self) -> None:
         """The second thread."""
         while True:
-            self._running.wait()
             self._watch.poll()
-            if not self._running.is_set():
+            if not self._running:
                 continue
             self._looked.clear()
             self.attention = True
             # Not while the loop sleeps, should it have looked before we said so.
-            while self.attention and self._running.is_set() and not self.closing:
+            while self.attention and self._running and not self.closing:
                 self.kick()
                 self._looked.wait(KICK_AGAIN_S)

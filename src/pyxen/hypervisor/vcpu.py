@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum
 
 from pyxen.abi.xen import VcpuInfo
 from pyxen.cpu.pvstate import PvState
@@ -16,7 +16,7 @@ UPCALL_MASK = VcpuInfo.OFFSET["evtchn_upcall_mask"]
 CR2 = VcpuInfo.OFFSET["arch"]
 
 
-class RunState(Enum):
+class RunState(IntEnum):
     """The states of public/vcpu.h (RUNSTATE_*)."""
 
     RUNNING = 0
@@ -31,7 +31,8 @@ class RunStateTimes:
 
     state: RunState = RunState.OFFLINE
     entered_ns: int = 0
-    spent_ns: dict[RunState, int] = field(default_factory=lambda: dict.fromkeys(RunState, 0))
+    spent_ns: list[int] = field(default_factory=lambda: [0] * len(RunState))
+    """Indexed by state."""
 
     def enter(self, state: RunState, now_ns: int) -> None:
         """Account for the time in the old state and begin the new one."""

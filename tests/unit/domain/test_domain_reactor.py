@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -84,8 +86,6 @@ def test_wait_wakes_on_input(reactor: Reactor, pipe: Pipe) -> None:
 
 
 def test_wait_wakes_at_its_deadline(reactor: Reactor, pipe: Pipe) -> None:
-    import time
-
     deadline = time.monotonic_ns() + 2_000_000
     reactor.wait(deadline)
     assert time.monotonic_ns() >= deadline
@@ -202,6 +202,54 @@ def test_no_knocking_while_the_loop_sleeps(reactor: Reactor, pipe: Pipe, engine:
         threading.Thread(target=pipe.write).start()
         reactor.wait(None)
         assert engine.kicks <= 1, "one may have been under way"
+
+
+def test_short_bursts_do_not_wake_the_second_thread(
+    reactor: Reactor, pipe: Pipe, engine: Engine
+) -> None:
+    """An idle guest runs for some microseconds between two sleeps, ten times a second."""
+    others = set(threading.enumerate())
+    reactor.arm(None)
+    pipe.write()
+    engine.run()
+    reactor.poll()
+    (knocker,) = set(threading.enumerate()) - others
+    before = settled_switches(knocker)
+    for _ in range(100):
+        reactor.arm(time.monotonic_ns() + 10**12)
+        reactor.poll()
+        pipe.write()
+        reactor.wait(None)
+    assert settled_switches(knocker) - before <= 2
+
+
+def settled_switches(thread: threading.Thread) -> int:
+    """How often a thread has gone to sleep, once it sleeps."""
+    status = Path(f"/proc/self/task/{thread.native_id}/status")
+    before, now = -1, 0
+    while before != now:
+        time.sleep(0.02)
+        before, now = now, int(status.read_text().split("\nvoluntary_ctxt_switches:")[1].split()[0])
+    return now
+
+
+def test_a_later_deadline_while_the_engine_runs_leaves_the_timer(
+    reactor: Reactor, engine: Engine
+) -> None:
+    """Coming too early costs less than a system call for each deadline that moves away."""
+    reactor.arm(time.monotonic_ns() + 20_000_000)
+    reactor.arm(time.monotonic_ns() + 10**12)
+    engine.run()
+    reactor.poll()
+    reactor.arm(time.monotonic_ns() + 10**12)
+    assert not engine.kicked.wait(0.05)
+
+
+def test_the_same_deadline_twice(reactor: Reactor, pipe: Pipe) -> None:
+    past = time.monotonic_ns()
+    reactor.wait(past)
+    reactor.wait(past)
+    assert pipe.calls == 0
 
 
 def test_close_ends_the_loop(reactor: Reactor, engine: Engine) -> None:

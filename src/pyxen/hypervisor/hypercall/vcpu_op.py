@@ -109,8 +109,8 @@ def runstate_info(d: Domain, target: Vcpu) -> VcpuRunstateInfo:
     """The runstate of a vCPU with the current state counted up to now."""
     times = target.runstate
     times.enter(times.state, d.time.now_ns())
-    spent = tuple(times.spent_ns[state] for state in RunState)
-    return VcpuRunstateInfo(state=times.state.value, state_entry_time=times.entered_ns, time=spent)
+    spent = tuple(times.spent_ns)
+    return VcpuRunstateInfo(state=times.state, state_entry_time=times.entered_ns, time=spent)
 
 
 def _get_runstate(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
