@@ -17,6 +17,8 @@ from pyxen.errors import UserError
 
 PEERS = ("qemu", "pyxen", "pyxen-python")
 BASE = "qemu"
+BUSY = 2.0
+"""A load that is not from the guest and what shows its console."""
 CLOCK_ERROR = 0.1
 """Above this the guest's own times are not to be trusted."""
 
@@ -82,6 +84,8 @@ def _measure(options: argparse.Namespace, directory: Path) -> int:
     print(f"\n{report.table(summary, options.peers, BASE)}\n")
     for key, value in known.items():
         print(f"{key}: {value}")
+    if (worst := max(run.load for run in runs)) > BUSY:
+        print(f"THE MACHINE WAS BUSY (load {worst:.1f}): do not trust wall times, nor their ratios")
     if not options.no_store:
         path = report.store(options.results, f"{date:%Y-%m-%dT%H%M%SZ}", known, runs, summary)
         print(f"stored in {path}")
@@ -105,7 +109,7 @@ def _rounds(peers: list[Peer], options: argparse.Namespace) -> list[Run]:
 def _told(what: str, run: Run) -> Run:
     values = " ".join(f"{name}={value:.3f}" for name, value in run.values.items())
     clock = time.strftime("%H:%M:%S")
-    print(f"{clock} {what} {run.peer} (load {facts.load():.1f}): {values}", flush=True)
+    print(f"{clock} {what} {run.peer} (load {run.load:.1f}): {values}", flush=True)
     if run.clock_error > CLOCK_ERROR:
         print(f"  the guest's clock is off by {100 * run.clock_error:.0f} %")
     if run.failure:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bench.console import GuestFailure
+from bench.facts import load
 from bench.image import PROGRAM
 from bench.metrics import SECTIONS
 from bench.peers import Guest, Peer, PyxenPeer
@@ -32,6 +33,7 @@ _USER_SPACE: Final = b"as init process"
 class Run:
     """The numbers of one guest, and how far the guest's clock was from the host's.
 
+    load: the machine's load average when the guest was started.
     clock_error: the largest difference over the long sections, as a part of the guest's time.
     """
 
@@ -39,6 +41,7 @@ class Run:
     values: dict[str, float] = field(default_factory=dict)
     clock_error: float = 0.0
     failure: str = ""
+    load: float = field(default_factory=load)
 
 
 def measure_guest(peer: Peer) -> Run:
