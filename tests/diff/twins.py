@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from pyxen.cpu.base import CpuidLeaf, Exit, Trap
 from pyxen.cpu.unicorn.engine import UnicornEngine
-from pyxen.errors import DomainCrash
+from pyxen.errors import DomainCrash, XenError
 from pyxen.hypervisor import trap
 from pyxen.hypervisor.domain import Domain, DomainSpec
+from pyxen.hypervisor.hypercall import continuation
 from pyxen.hypervisor.runloop import RunLoop
 from pyxen.hypervisor.time import SystemTime
 from pyxen.memory import layout
-from pyxen.memory.frames import RECORD_BYTES
+from pyxen.memory.frames import RECORD_BYTES, FrameType
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.memory.pagetable import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_USER
 from pyxen.types import DomId, VcpuId
@@ -118,8 +119,9 @@ class Twin:
         self.put(kernel(KERNEL_CODE, 0x800), (UD2 + bytes(14)) * 8)
         pv = self.vcpu.pv
         self.domain.select(self.vcpu)
+        self.pin(L4, 4)
         self.domain.set_base_pointer(self.vcpu, mfn(L4))
-        pv.user_cr3 = mfn(L4) << 12
+        self.domain.set_user_base_pointer(self.vcpu, mfn(L4))
         pv.kernel_sp = STACK_TOP
         pv.event_callback = CALLBACKS + 16 * EVENT_ENTRY
         pv.syscall_callback = CALLBACKS + 16 * SYSCALL_ENTRY
@@ -129,8 +131,25 @@ class Twin:
         pv.gs_base_user, pv.gs_base_kernel = 0x1111, 0xFFFF_8880_0000_2222
 
     def set_entry(self, table: int, index: int, entry: int) -> None:
-        """One entry of a table of the guest."""
-        self.memory.words[(mfn(table) << 9) + index] = entry
+        """One entry of a table of the guest; one that it may not have is left out."""
+        at = (mfn(table) << 12) + 8 * index
+        if self.domain.types.level_of(mfn(table)):
+            continuation.begin(self.domain)
+            with suppress(XenError):
+                self.domain.types.update(at, entry)
+        else:
+            self.memory.write_u64(at, entry)
+
+    def pin(self, table: int, level: int) -> None:
+        """Have a table in use."""
+        continuation.begin(self.domain)
+        self.domain.types.pin(mfn(table), FrameType(level))
+
+    def settle(self) -> None:
+        """Let the dying tables be buried: the native path comes further with that in one go."""
+        while self.domain.pv.dying:
+            continuation.begin(self.domain)
+            self.domain.types.settle()
 
     def put(self, vaddr: int, data: bytes) -> None:
         """Write to the guest's memory by a kernel address."""
@@ -154,6 +173,7 @@ class Twin:
     def state(self) -> dict[str, object]:
         """Everything that the two may not differ in."""
         d = self.domain
+        self.settle()
         frames = self.memory.total_pages * RECORD_BYTES
         return {
             "cpu": self.engine.save(VcpuId(0)),

@@ -80,6 +80,8 @@ class PvState(_Shared):
     user_cr3 = Word(12)
     """maddr of the user top-level page table (MMUEXT_NEW_USER_BASEPTR)."""
     iopl = Word(13)
+    ldt_entries = Word(14)
+    """How many descriptors MMUEXT_SET_LDT announced."""
 
     WORDS: Final = 16
     TRAP_DPL_MASK: Final = 3
@@ -122,6 +124,13 @@ class PvDomain(_Shared):
     """Not 0: the hot path hands every exit to the hypervisor (tracing, debugging)."""
     hypercalls = Word(9)
     """Hypercalls recorded since the start; the next goes to slot `hypercalls % RING_SLOTS`."""
+
+    flush_epoch = Word(10)
+    """Counts full TLB flushes: frames remember when they were last unmapped writable."""
+    dying = Word(11)
+    """How many page tables wait for their references to be dropped (hypervisor/page_types.py)."""
+    dying_stack = Word(12)
+    """Host address of their mfns, u32 each."""
 
     count_syscall = Word(32)
     """The counters count what the hot path did itself."""

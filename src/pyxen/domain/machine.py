@@ -23,6 +23,8 @@ from pyxen.hypervisor.clock import HostClock
 from pyxen.hypervisor.cpuid import XenCpuid
 from pyxen.hypervisor.domain import Domain, DomainSpec
 from pyxen.hypervisor.evtchn import Channel, ChannelKind
+from pyxen.hypervisor.hypercall import continuation
+from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.runloop import RunLoop
 from pyxen.hypervisor.time import SystemTime
 from pyxen.hypervisor.trap import EFLAGS_IF
@@ -130,11 +132,17 @@ class Machine:
         d.time.write_vcpu_time(self.memory, vcpu.pv.vcpu_info_maddr)
         d.select(vcpu)
         # As the domain builder of Xen's tool stack leaves it: the initial table is pinned.
-        d.frames.pin(built.l4_mfn, FrameType.L4)
+        self._pin(built.l4_mfn)
         d.set_base_pointer(vcpu, built.l4_mfn)
         regs = self.engine.regs
         regs.rip, regs.rsp, regs.rsi = built.entry, built.rsp, built.rsi
         regs.rflags = EFLAGS_IF
+
+    def _pin(self, l4: int) -> None:
+        while True:
+            continuation.begin(self.domain)
+            with contextlib.suppress(Restart):
+                return self.domain.types.pin(l4, FrameType.L4)
 
     def _connect_console(self, built: BuiltDomain, reactor: Reactor) -> None:
         events, port = self.domain.events, self.spec.console_port

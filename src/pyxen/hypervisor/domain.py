@@ -11,11 +11,12 @@ from pyxen.cpu.base import Engine
 from pyxen.cpu.pvstate import PvDomain
 from pyxen.hypervisor.evtchn import EventChannels
 from pyxen.hypervisor.grant import GrantTable
+from pyxen.hypervisor.page_types import PageTypes
 from pyxen.hypervisor.reservation import Reservation
 from pyxen.hypervisor.time import SystemTime
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.memory import layout
-from pyxen.memory.frames import FrameTable
+from pyxen.memory.frames import FrameTable, FrameType
 from pyxen.memory.guest import GuestSpace
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.types import PAGE_SHIFT, DomId, Port, VcpuId
@@ -57,10 +58,12 @@ class Domain:
         self.time = time
         self.frames = FrameTable(memory)
         self.space = GuestSpace(memory)
-        self.reservation = Reservation(memory, self.frames, spec.memory_pages, spec.max_pages)
         self.shared_info = layout.SHARED_INFO << PAGE_SHIFT
-        self.frames.give_to_domain(layout.SHARED_INFO)
+        self.frames.share_with_domain(layout.SHARED_INFO)
         self.pv = self._pv_domain()
+        self.work_left = 0
+        self.types = PageTypes(memory, self.frames, self.pv, self, self.flush_tlb)
+        self.reservation = Reservation(memory, self.frames, self.types, spec)
         self.vcpus: dict[VcpuId, Vcpu] = {}
         self.events = EventChannels(memory, self.shared_info, self.vcpus)
         self.grants = GrantTable(memory, self.frames)
@@ -71,7 +74,6 @@ class Domain:
         self.shutdown_code = ShutdownReason.POWEROFF
         self.watchdogs: dict[int, int] = {}
         self.yielded = False
-        self.work_left = 0
         self.timers_changed = False
         self.last_words = b""
         self.on_shutdown: Callable[[ShutdownReason], None] = lambda reason: None
@@ -88,6 +90,7 @@ class Domain:
         pv.m2p_l4_entry = layout.M2P_SLOT_ENTRY
         pv.gdt_l4_entry = layout.DESCRIPTOR_SLOT_ENTRY
         pv.frame_table = self.frames.address
+        pv.flush_epoch = 1  # the frame records begin with 0: never mapped
         pv.m2p_maddr = self.memory.m2p_mfn << PAGE_SHIFT
         return pv
 
@@ -107,11 +110,34 @@ class Domain:
         self.space.cr3 = vcpu.pv.cr3
 
     def set_base_pointer(self, vcpu: Vcpu, l4: int) -> None:
-        """Use another top-level page table; its hypervisor slots are filled in first."""
-        layout.set_xen_slots(self.memory, l4)
+        """Use another top-level page table. Raises: XenError, Restart (page_types.py)."""
+        old = vcpu.pv.cr3 >> PAGE_SHIFT
+        if old != l4:
+            self.types.get_page_and_type(l4, FrameType.L4)
+        # COMMIT
         vcpu.pv.cr3 = l4 << PAGE_SHIFT
         self.space.cr3 = vcpu.pv.cr3
         self.engine.set_cr3(vcpu.pv.cr3)
+        self.pv.flush_epoch += 1
+        if old and old != l4:
+            self.types.put_page_and_type(old)
+
+    def set_user_base_pointer(self, vcpu: Vcpu, l4: int) -> None:
+        """Remember the user mode's top-level page table; 0: none. Raises: as set_base_pointer."""
+        old = vcpu.pv.user_cr3 >> PAGE_SHIFT
+        if l4 == old:
+            return
+        if l4:
+            self.types.get_page_and_type(l4, FrameType.L4)
+        # COMMIT
+        vcpu.pv.user_cr3 = l4 << PAGE_SHIFT
+        if old:
+            self.types.put_page_and_type(old)
+
+    def flush_tlb(self) -> None:
+        """Forget all translations, of every vCPU: they share the engine's."""
+        self.engine.flush_tlb()
+        self.pv.flush_epoch += 1
 
     def _wake(self, vcpu: Vcpu, port: Port) -> None:
         if vcpu.blocked:

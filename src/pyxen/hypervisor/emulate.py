@@ -153,10 +153,10 @@ def _write_cr(d: Domain, v: Vcpu, register: int, value: int) -> bool:
         case 2:
             v.set_cr2(value)
         case 3:
-            frame = value >> 12
-            if not d.memory.is_guest_frame(frame) or not d.frames.is_domains(frame):
+            try:
+                d.set_base_pointer(v, value >> 12)
+            except XenError:
                 return False
-            d.set_base_pointer(v, frame)
         case 4:
             pass  # the bits a guest may change have no effect here
         case _:

@@ -42,7 +42,7 @@ class GrantTable:
         if nr_frames > MAX_GRANT_FRAMES:
             raise XenError(E.NOSPC, f"{nr_frames} grant frames, {MAX_GRANT_FRAMES} are allowed")
         for n in range(self.nr_frames, nr_frames):
-            self._frames.give_to_domain(GRANT_FRAMES + n)
+            self._frames.share_with_domain(GRANT_FRAMES + n)
         self.nr_frames = max(self.nr_frames, nr_frames)
 
     def frame(self, index: int) -> Mfn:

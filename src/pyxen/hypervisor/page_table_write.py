@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pyxen.errors import XenError
 from pyxen.hypervisor import emulate
 from pyxen.hypervisor.domain import Domain
-from pyxen.hypervisor.hypercall.page_tables import check_entry
+from pyxen.hypervisor.hypercall import continuation
+from pyxen.hypervisor.page_types import Restart
 from pyxen.memory.pagetable import PTE_RW, PTE_USER, entry_maddr, translate
 from pyxen.types import U64
 
@@ -42,7 +44,11 @@ class Write:
 
 
 def emulate_write(d: Domain, vaddr: int) -> bool:
-    """Do the write at RIP that faulted at `vaddr`. False if it is not a page-table write."""
+    """Do the write at RIP that faulted at `vaddr`.
+
+    False: it is not a write to an L1 table that is in use (as in Xen, other tables are changed by
+    hypercalls only), or not one that the guest may do. The fault is the guest's then.
+    """
     pte_at = entry_maddr(d.memory, d.space.cr3, vaddr)
     maddr = translate(d.memory, d.space.cr3, vaddr)
     if pte_at is None or maddr is None:
@@ -51,9 +57,17 @@ def emulate_write(d: Domain, vaddr: int) -> bool:
     if d.memory.read_u64(pte_at) & (PTE_RW | PTE_USER):
         return False
     write = decode(emulate.fetch(d, d.engine.regs.rip))
-    if write is None or (maddr & 7) + write.size > 8 or not d.memory.is_guest_frame(maddr >> 12):
+    if write is None or (maddr & 7) + write.size > 8:
         return False
-    return _execute(d, write, maddr)
+    if not d.memory.is_guest_frame(maddr >> 12) or d.types.level_of(maddr >> 12) != 1:
+        return False
+    continuation.begin(d)
+    try:
+        return _execute(d, write, maddr)
+    except XenError:
+        return False
+    except Restart:
+        return True  # the same instruction again
 
 
 @lru_cache(maxsize=256)
@@ -114,9 +128,8 @@ def _execute(d: Domain, write: Write, maddr: int) -> bool:
     )
     if new is not None:
         wanted = entry & ~(size_mask << shift) | new << shift
-        check_entry(d, wanted, maddr & ~7)
-        # COMMIT
-        d.memory.write_u64(maddr & ~7, wanted)
+        d.types.modify_l1(maddr & ~7, wanted)
+    # COMMIT
     if to_gpr is not None:
         target = 0 if write.mnemonic == "cmpxchg" else gpr
         if target is not None:

@@ -8,25 +8,33 @@ moment are kept here and belong to the hypervisor.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyxen.abi.errno import E
 from pyxen.errors import XenError
-from pyxen.memory.frames import FrameTable, FrameType
+from pyxen.hypervisor.page_types import PageTypes
+from pyxen.memory.frames import FrameTable
 from pyxen.memory.layout import INVALID_M2P_ENTRY
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.types import PAGE_SHIFT, Mfn
+
+if TYPE_CHECKING:
+    from pyxen.hypervisor.domain import DomainSpec
 
 
 class Reservation:
     """The frames of a domain, and the free ones it may still get."""
 
     def __init__(
-        self, memory: MachineMemory, frames: FrameTable, pages: int, max_pages: int
+        self, memory: MachineMemory, frames: FrameTable, types: PageTypes, spec: DomainSpec
     ) -> None:
         self._memory = memory
         self._frames = frames
+        self._types = types
+        types.on_free = self._free_frame
         self._m2p = memory.m2p_mfn << (PAGE_SHIFT - 3)
-        self.max_pages = max_pages
-        self.pages = pages
+        self.max_pages = spec.max_pages
+        self.pages = pages = spec.memory_pages
         # Ascending pop: the lowest free frame is handed out first.
         self._free = list(range(XEN_PAGES + memory.guest_pages - 1, XEN_PAGES + pages - 1, -1))
         for mfn in self._free:
@@ -34,15 +42,14 @@ class Reservation:
             memory.words[self._m2p + mfn] = INVALID_M2P_ENTRY
 
     def release(self, mfn: int) -> None:
-        """Take a frame from the domain.
+        """Take a frame from the domain, once nothing refers to it any more (as in Xen).
 
-        Raises: XenError(EINVAL) if it has no such frame, XenError(EBUSY) if it is a table.
+        Raises: XenError(EINVAL) if it has no such frame; Restart.
         """
-        if not self._memory.is_guest_frame(mfn) or not self._frames.is_domains(mfn):
-            raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's")
-        if self._frames.is_table(mfn):
-            raise XenError(E.BUSY, f"frame {mfn:#x} is in use as {self._frames.type(mfn).name}")
-        # COMMIT
+        if self._types.release(mfn):
+            self._free_frame(mfn)
+
+    def _free_frame(self, mfn: int) -> None:
         self._frames.take_from_domain(mfn)
         self._memory.words[self._m2p + mfn] = INVALID_M2P_ENTRY
         self._free.append(mfn)
@@ -57,7 +64,7 @@ class Reservation:
             raise XenError(E.NOMEM, "the domain has its maximum of memory")
         # COMMIT
         mfn = self._free.pop()
-        self._frames.give_to_domain(mfn, FrameType.NONE)
+        self._frames.give_to_domain(mfn)
         self._memory.zero_page(mfn)
         self.pages += 1
         return Mfn(mfn)

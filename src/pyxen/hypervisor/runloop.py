@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pyxen.abi.errno import E
 from pyxen.abi.xen import VIRQ_TIMER
 from pyxen.cpu.base import (
     CpuidPolicy,
@@ -20,11 +19,12 @@ from pyxen.cpu.base import (
     Preempted,
     Trap,
 )
-from pyxen.errors import DomainCrash, XenError
+from pyxen.errors import DomainCrash
 from pyxen.hypervisor import emulate, page_table_write, trap
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall import continuation, table
 from pyxen.hypervisor.hypercall.vcpu_op import publish_runstate, publish_time
+from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.types import U64
 
@@ -145,11 +145,15 @@ class RunLoop:
         elif reason.vector == trap.TRAP_page_fault and not engine.user_mode:
             present_write = _PF_PRESENT | _PF_WRITE
             write_protected = reason.error_code & (present_write | _PF_USER) == present_write
-            if write_protected and self._page_table_write(reason.fault_address):
+            if write_protected and page_table_write.emulate_write(d, reason.fault_address):
                 return
         elif reason.vector == trap.TRAP_gp_fault and not engine.user_mode:
-            if emulate.privileged(d, vcpu):
-                return
+            continuation.begin(d)
+            try:
+                if emulate.privileged(d, vcpu):
+                    return
+            except Restart:
+                return  # the same instruction again
         elif reason.vector == trap.TRAP_invalid_op and emulate.cpuid(d, self._cpuid):
             return
         elif reason.vector == trap.TRAP_no_device and vcpu.task_switched:
@@ -157,14 +161,6 @@ class RunLoop:
             vcpu.task_switched = False
             engine.set_task_switched(False)
         trap.deliver_trap(d, vcpu, reason)
-
-    def _page_table_write(self, vaddr: int) -> bool:
-        try:
-            return page_table_write.emulate_write(self.domain, vaddr)
-        except XenError as error:
-            if error.errno is not E.INVAL:
-                raise
-            return False
 
     def _software_interrupt(self, vcpu: Vcpu, reason: Trap) -> Trap:
         """`int n`: only where the guest's gate allows it, else #GP at the instruction."""

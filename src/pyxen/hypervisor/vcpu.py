@@ -64,6 +64,8 @@ class Vcpu:
         self.poll_deadline_ns = 0
         self.virq_to_port: dict[int, int] = {}
         self.gdt_frames: tuple[int, ...] = ()
+        self.ldt_frames: tuple[int, ...] = ()
+        self.ldt_vaddr = 0
         self.task_switched = False
         self.cpu_time_ns = 0
 

@@ -1,15 +1,17 @@
 """The frame table: who owns a frame, what it is used as, and how often.
 
-Source: the page_info of xen/arch/x86/mm.c as its behaviour shows in public/xen.h (pinning, types).
+Source: struct page_info of xen/arch/x86/include/asm/mm.h, as its behaviour shows in public/xen.h.
 
 One record of 16 bytes a frame, shared with the native hot path:
 
-    u32 type    TYPE_* in the low byte, PINNED and VALIDATED above
+    u32 type    bits 0-7 FrameType, then PINNED, VALIDATED, PARTIAL, DYING, RELEASED;
+                bits 16-25, with PARTIAL: how many entries hold references, counted from 0
     u32 uses    how often it is used as that type
-    u32 refs    how often it is referenced at all
-    u32 owner   OWNER_*
+    u32 refs    how often it is referenced at all: by page-table entries, pins, grants, ...
+    u32 owner   bits 0-7 Owner, bits 8-31 the flush epoch in which it was last unmapped writable
 
-All zero is a frame of the guest that is not in use, so a new table costs nothing.
+All zero is a frame of the guest that nobody uses, so a new table costs nothing. What the counts
+mean, and who changes them, is in hypervisor/page_types.py.
 """
 
 from __future__ import annotations
@@ -26,6 +28,17 @@ RECORD_BYTES = 16
 TYPE_MASK = 0xFF
 PINNED = 1 << 8
 VALIDATED = 1 << 9
+PARTIAL = 1 << 10
+"""Some entries hold references, but the frame is not in use: validation or its undoing stopped."""
+DYING = 1 << 11
+"""It is in the list of tables whose references are to be dropped."""
+RELEASED = 1 << 12
+"""The guest gave it back, but it is still referenced."""
+HELD_SHIFT = 16
+HELD_MASK = 0x3FF << HELD_SHIFT
+OWNER_MASK = 0xFF
+STAMP_SHIFT = 8
+STAMP_MASK = 0xFFFFFF
 
 
 class FrameType(IntEnum):
@@ -37,7 +50,6 @@ class FrameType(IntEnum):
     L3 = 3
     L4 = 4
     SEGDESC = 5
-    SHARED = 6
     WRITABLE = 7
 
 
@@ -56,91 +68,80 @@ class FrameTable:
         self._map = mmap.mmap(-1, memory.total_pages * RECORD_BYTES)
         self._anchor = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._anchor)
-        self._dwords = memoryview(self._map).cast("I")
+        self.dwords = memoryview(self._map).cast("I")
         for mfn in (*range(XEN_PAGES), *range(memory.m2p_mfn, memory.total_pages)):
-            self._dwords[mfn * 4 + 3] = Owner.XEN
+            self.dwords[mfn * 4 + 3] = Owner.XEN
 
     def close(self) -> None:
         """Give the table back."""
         del self._anchor
-        self._dwords.release()
+        self.dwords.release()
 
     def owner(self, mfn: int) -> Owner:
         """Whose frame this is. Raises: XenError(EINVAL) for a number that is no frame."""
         if not 0 <= mfn < self._memory.total_pages:
             raise XenError(E.INVAL, f"there is no frame {mfn:#x}")
-        return Owner(self._dwords[mfn * 4 + 3])
+        return Owner(self.dwords[mfn * 4 + 3] & OWNER_MASK)
 
-    def give_to_domain(self, mfn: int, frame_type: FrameType = FrameType.SHARED) -> None:
-        """Let the guest map one of the hypervisor's frames (shared info, grant table)."""
-        self._dwords[mfn * 4] = frame_type | VALIDATED
-        self._dwords[mfn * 4 + 3] = Owner.DOMAIN
+    def share_with_domain(self, mfn: int) -> None:
+        """Let the guest map one of the hypervisor's frames (shared info, grant table).
+
+        As Xen's share_xen_page_with_guest: in use as writable for ever, so never a table.
+        """
+        at = mfn * 4
+        self.dwords[at] = FrameType.WRITABLE | VALIDATED
+        self.dwords[at + 1] = self.dwords[at + 2] = 1
+        self._own(mfn, Owner.DOMAIN)
+
+    def give_to_domain(self, mfn: int) -> None:
+        """Make a free frame the guest's; nobody uses it."""
+        at = mfn * 4
+        self.dwords[at] = self.dwords[at + 1] = self.dwords[at + 2] = 0
+        self._own(mfn, Owner.DOMAIN)
 
     def take_from_domain(self, mfn: int) -> None:
-        """The opposite of `give_to_domain`."""
-        self._dwords[mfn * 4] = FrameType.NONE
-        self._dwords[mfn * 4 + 3] = Owner.XEN
+        """The opposite of `give_to_domain` and `share_with_domain`: nobody may use the frame."""
+        self.give_to_domain(mfn)
+        self._own(mfn, Owner.XEN)
+
+    def _own(self, mfn: int, owner: Owner) -> None:
+        word = self.dwords[mfn * 4 + 3]
+        self.dwords[mfn * 4 + 3] = word & ~OWNER_MASK | owner
 
     def is_domains(self, mfn: int) -> bool:
         """Whether the guest may map this frame."""
-        return 0 <= mfn < self._memory.total_pages and self._dwords[mfn * 4 + 3] == Owner.DOMAIN
+        return (
+            0 <= mfn < self._memory.total_pages
+            and self.dwords[mfn * 4 + 3] & OWNER_MASK == Owner.DOMAIN
+        )
 
     def type(self, mfn: int) -> FrameType:
         """What the frame is used as now."""
-        return FrameType(self._dwords[mfn * 4] & TYPE_MASK)
+        return FrameType(self.dwords[mfn * 4] & TYPE_MASK)
 
     def is_table(self, mfn: int) -> bool:
         """Whether the guest may only read the frame: a page table or a descriptor table."""
-        return FrameType.L1 <= self._dwords[mfn * 4] & TYPE_MASK <= FrameType.SEGDESC
+        return FrameType.L1 <= self.dwords[mfn * 4] & TYPE_MASK <= FrameType.SEGDESC
 
     def uses(self, mfn: int) -> int:
         """How often the frame is used as its type."""
-        return self._dwords[mfn * 4 + 1]
+        return self.dwords[mfn * 4 + 1]
 
     def refs(self, mfn: int) -> int:
         """How often the frame is referenced."""
-        return self._dwords[mfn * 4 + 2]
+        return self.dwords[mfn * 4 + 2]
 
     def is_pinned(self, mfn: int) -> bool:
         """Whether the guest pinned the frame to its type."""
-        return bool(self._dwords[mfn * 4] & PINNED)
+        return bool(self.dwords[mfn * 4] & PINNED)
 
-    def get_type(self, mfn: int, wanted: FrameType) -> None:
-        """Use a frame as a type once more.
+    def flags(self, mfn: int) -> int:
+        """PINNED, VALIDATED, PARTIAL, DYING, RELEASED."""
+        return self.dwords[mfn * 4] & ~(TYPE_MASK | HELD_MASK)
 
-        Raises: XenError(EPERM) if it is not the guest's, XenError(EBUSY) if it has another use.
-        """
-        if not self.is_domains(mfn):
-            raise XenError(E.PERM, f"frame {mfn:#x} is not the guest's")
-        word = self._dwords[mfn * 4]
-        if self._dwords[mfn * 4 + 1] and word & TYPE_MASK != wanted:
-            raise XenError(
-                E.BUSY, f"frame {mfn:#x} is in use as {FrameType(word & TYPE_MASK).name}"
-            )
-        if word & TYPE_MASK != wanted:
-            self._dwords[mfn * 4] = wanted | VALIDATED
-        self._dwords[mfn * 4 + 1] += 1
-        self._dwords[mfn * 4 + 2] += 1
-
-    def put_type(self, mfn: int) -> None:
-        """Use a frame as its type once less. Raises: XenError(EINVAL) if it is not in use."""
-        if not self._dwords[mfn * 4 + 1]:
-            raise XenError(E.INVAL, f"frame {mfn:#x} is not in use")
-        self._dwords[mfn * 4 + 1] -= 1
-        self._dwords[mfn * 4 + 2] -= 1
-        if not self._dwords[mfn * 4 + 1]:
-            self._dwords[mfn * 4] = FrameType.NONE
-
-    def pin(self, mfn: int, wanted: FrameType) -> None:
-        """MMUEXT_PIN_Ln_TABLE. Raises: as get_type; XenError(EINVAL) if it is pinned already."""
-        if self.is_domains(mfn) and self.is_pinned(mfn):
-            raise XenError(E.INVAL, f"frame {mfn:#x} is pinned already")
-        self.get_type(mfn, wanted)
-        self._dwords[mfn * 4] |= PINNED
-
-    def unpin(self, mfn: int) -> None:
-        """MMUEXT_UNPIN_TABLE. Raises: XenError(EINVAL) if the frame is not pinned."""
-        if not self.is_domains(mfn) or not self.is_pinned(mfn):
-            raise XenError(E.INVAL, f"frame {mfn:#x} is not pinned")
-        self._dwords[mfn * 4] &= ~PINNED
-        self.put_type(mfn)
+    def held(self, mfn: int) -> int:
+        """How many entries of a page table hold references."""
+        word = self.dwords[mfn * 4]
+        if word & PARTIAL:
+            return (word & HELD_MASK) >> HELD_SHIFT
+        return 512 if word & VALIDATED else 0

@@ -19,7 +19,15 @@ from __future__ import annotations
 from array import array
 
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
-from pyxen.memory.pagetable import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW
+from pyxen.memory.pagetable import (
+    FIRST_XEN_SLOT,
+    LAST_XEN_SLOT,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_NX,
+    PTE_PRESENT,
+    PTE_RW,
+)
 from pyxen.types import U64, Mfn
 
 M2P_L3 = Mfn(0x010)
@@ -81,8 +89,10 @@ def install(memory: MachineMemory) -> None:
 
 
 def set_xen_slots(memory: MachineMemory, l4: int) -> None:
-    """Put the hypervisor's entries into a top-level table of the guest."""
+    """Put the hypervisor's entries into a top-level table of the guest, whatever was there."""
     base = l4 << 9
+    for slot in range(FIRST_XEN_SLOT, LAST_XEN_SLOT + 1):
+        memory.words[base + slot] = 0
     memory.words[base + M2P_SLOT] = M2P_SLOT_ENTRY
     memory.words[base + DESCRIPTOR_SLOT] = DESCRIPTOR_SLOT_ENTRY
 

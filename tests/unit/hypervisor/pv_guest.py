@@ -110,10 +110,11 @@ class PvGuest:
         self.cpuid = XenCpuid()
         self.loop = RunLoop(self.domain, self.world, self.cpuid)
         self.map_all()
-        self.vcpu = self.start(0)
+        self.vcpu = self.domain.vcpus[VcpuId(0)]
+        continuation.begin(self.domain)
+        self.domain.types.pin(L4, FrameType.L4)
+        self.start(0)
         self.domain.select(self.vcpu)
-        self.domain.frames.pin(L4, FrameType.L4)
-        self.domain.set_base_pointer(self.vcpu, L4)
         self.regs.rsp = STACK
         self.regs.rip = TEXT
         self.engine.flushes.clear()
@@ -128,7 +129,8 @@ class PvGuest:
         for n in range(PAGES // 512):
             words[(L2 << 9) + n] = (L1 + n) << 12 | full
         for pfn in range(PAGES):
-            self.set_pte(pfn, PTE_PRESENT | (0 if pfn in _READ_ONLY else PTE_RW))
+            flags = PTE_PRESENT | (0 if pfn in _READ_ONLY else PTE_RW)
+            words[self.pte_maddr(pfn) >> 3] = (XEN_PAGES + pfn) << 12 | flags
 
     def close(self) -> None:
         self.domain.frames.close()
@@ -143,6 +145,8 @@ class PvGuest:
         """Make a vCPU runnable without the hypercalls for it."""
         vcpu = self.domain.vcpus[VcpuId(vcpu_id)]
         vcpu.initialised = vcpu.up = True
+        continuation.begin(self.domain)
+        self.domain.types.get_page_and_type(L4, FrameType.L4)
         vcpu.pv.cr3 = L4 << 12
         vcpu.runstate.enter(RunState.RUNNABLE, self.time.now_ns())
         self.set_mask(0, vcpu)
@@ -160,8 +164,13 @@ class PvGuest:
         return (L1 << 12) + pfn * 8
 
     def set_pte(self, pfn: int, flags: int, mfn: int | None = None) -> None:
+        """Map a page as update_va_mapping would."""
         frame = XEN_PAGES + pfn if mfn is None else mfn
-        self.memory.write_u64(self.pte_maddr(pfn), frame << 12 | flags)
+        self.store_pte(pfn, frame << 12 | flags)
+
+    def store_pte(self, pfn: int, entry: int) -> None:
+        continuation.begin(self.domain)
+        self.domain.types.modify_l1(self.pte_maddr(pfn), entry)
 
     def pte(self, pfn: int) -> int:
         return self.memory.read_u64(self.pte_maddr(pfn))
@@ -169,8 +178,14 @@ class PvGuest:
     def protect(self, pfn: int) -> None:
         self.set_pte(pfn, PTE_PRESENT)
 
+    def make_l1(self, pfn: int) -> None:
+        """Have a page in use as an L1 table, with the entries it has."""
+        self.protect(pfn)
+        continuation.begin(self.domain)
+        self.domain.types.pin(XEN_PAGES + pfn, FrameType.L1)
+
     def unmap(self, pfn: int) -> None:
-        self.memory.write_u64(self.pte_maddr(pfn), 0)
+        self.store_pte(pfn, 0)
 
     def write(self, vaddr: int, data: bytes) -> None:
         self.memory.bytes[self.maddr(vaddr) : self.maddr(vaddr) + len(data)] = data

@@ -42,8 +42,10 @@ from pyxen.abi.version import (
     XENVER_platform_parameters,
     XENVER_version,
 )
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
 from pyxen.memory.machine import XEN_PAGES
+from pyxen.memory.pagetable import PTE_PRESENT, PTE_RW
 
 PFN = 100
 MFN = XEN_PAGES + PFN
@@ -102,13 +104,20 @@ def window(guest: PvGuest, page: int) -> int:
 
 def test_set_gdt(guest: PvGuest) -> None:
     guest.write(guest.vaddr(PFN), DATA.to_bytes(8, "little") + CODE.to_bytes(8, "little"))
+    assert guest.call("set_gdt", guest.put(GDT, MFN), 513) == -E.INVAL, "it is mapped writable"
+    assert guest.domain.frames.uses(GDT) == 0
+    guest.protect(PFN)
     assert guest.call("set_gdt", guest.put(GDT, MFN), 513) == 0
+    assert audit(guest.domain) == []
+    entry = MFN << 12 | PTE_PRESENT | PTE_RW
+    assert guest.call("update_va_mapping", guest.vaddr(PFN), entry, 0) == -E.BUSY
     assert [window(guest, n) for n in (0, 1, 2)] == [GDT, MFN, 0]
     assert window(guest, 14) == layout.GDT_RESERVED_PAGE
     assert guest.vcpu.gdt_frames == (GDT, MFN)
     assert None in guest.engine.flushes
     assert guest.call("set_gdt", 0, 0) == 0
     assert window(guest, 0) == 0
+    assert guest.call("update_va_mapping", guest.vaddr(PFN), entry, 0) == 0
 
 
 @pytest.mark.parametrize("entries", [7169, 1 << 31, (1 << 64) - 1])
@@ -146,6 +155,7 @@ def test_which_descriptors_are_allowed(guest: PvGuest, descriptor: int, allowed:
     assert guest.call("update_descriptor", at, descriptor) == wanted
     assert (guest.memory.read_u64(at) == descriptor) == (allowed or descriptor == 0)
     guest.memory.write_u64(at, descriptor)
+    guest.protect(PFN)
     assert guest.call("set_gdt", guest.put(MFN), 1) == wanted, "all of the page counts"
 
 
@@ -231,6 +241,7 @@ def test_selectors_without_a_base(guest: PvGuest, selector: int) -> None:
 
 def test_the_base_of_a_selector(guest: PvGuest) -> None:
     guest.memory.write_u64((MFN << 12) + 8 * 6, 0x12CF_F334_5678_FFFF)
+    guest.protect(PFN)
     guest.call("set_gdt", guest.put(MFN), 512)
     assert guest.call("set_segment_base", SEGBASE_GS_USER_SEL, 6 * 8 + 3) == 0
     assert guest.vcpu.pv.gs_base_user == 0x1234_5678

@@ -68,6 +68,8 @@ def test_writing_control_registers(guest: PvGuest) -> None:
     assert guest.vcpu.cr2() == 0x77
     guest.memory.copy_page(MFN, L4)
     guest.regs.rcx = MFN << 12
+    assert gp(guest, "0f22d9") is None, "it is mapped writable"
+    guest.protect(MFN - XEN_PAGES)
     assert gp(guest, "0f22d9") == 3
     assert guest.vcpu.pv.cr3 == guest.engine.vcpu.cr3 == guest.domain.space.cr3 == MFN << 12
     assert guest.memory.read_u64((MFN << 12) + 8 * 256) == layout.M2P_SLOT_ENTRY

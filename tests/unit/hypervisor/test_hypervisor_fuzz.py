@@ -25,6 +25,7 @@ from pv_guest import (
 from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, Trap
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor.hypercall import table
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
 from pyxen.memory.machine import XEN_PAGES
 
@@ -48,6 +49,7 @@ class Fuzz:
 
     def __init__(self, guest: PvGuest, seed: int) -> None:
         self.guest = guest
+        self.before = _hypervisor_frames(guest)
         self.random = random.Random(seed)
         self.rows = [row for row in table.ROWS if row.handler]
         self.succeeded: set[str] = set()
@@ -154,11 +156,13 @@ class Fuzz:
 
     def repair(self) -> None:
         """Undo what would make the rest of the test a test of nothing."""
-        guest = self.guest
-        guest.map_all()
-        guest.domain.set_base_pointer(guest.vcpu, L4)
-        guest.engine.vcpu.user_mode = False
-        guest.regs.rsp = STACK
+        self.check()
+        self.guest.close()
+        self.guest = PvGuest()
+
+    def check(self) -> None:
+        assert audit(self.guest.domain) == []
+        assert _hypervisor_frames(self.guest) == self.before
 
     def revive(self) -> None:
         """The guest may have ended itself, or sleep."""
@@ -177,9 +181,8 @@ def _hypervisor_frames(guest: PvGuest) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_hypercalls(guest: PvGuest, seed: int) -> None:
-    fuzz = Fuzz(guest, seed)
-    before = _hypervisor_frames(guest)
+def test_random_hypercalls(seed: int) -> None:
+    fuzz = Fuzz(PvGuest(), seed)
     crashes = 0
     for n in range(ROUNDS):
         if n % REPAIR_EVERY == 0:
@@ -190,6 +193,6 @@ def test_random_hypercalls(guest: PvGuest, seed: int) -> None:
         except DomainCrash:
             crashes += 1
         fuzz.revive()
-    assert _hypervisor_frames(guest) == before
+    fuzz.check()
     assert crashes < ROUNDS // 2, "most of it should be hypercalls, not crashes"
     assert len(fuzz.succeeded) >= 22, f"worth nothing if all fail at once: {fuzz.succeeded}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pv_guest import DOMID, L4, NOT_MAPPED, PAGES, SELF, SPARE_PAGES, PvGuest
+from pv_guest import DOMID, L1, NOT_MAPPED, PAGES, SELF, SPARE_PAGES, PvGuest
 
 from pyxen.abi.errno import E
 from pyxen.abi.memory import (
@@ -21,7 +21,9 @@ from pyxen.abi.memory import (
     XenMemoryReservation,
 )
 from pyxen.hypervisor.hypercall import continuation
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
+from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import XEN_PAGES
 
 OP = "memory_op"
@@ -38,6 +40,11 @@ def change(
     how.setdefault("extent_start", at)
     op = XenMemoryReservation(nr_extents=len(extents) if count is None else count, **how)
     return guest.call(OP, command, guest.put(op))
+
+
+def unmap(guest: PvGuest, *mfns: int) -> None:
+    for mfn in mfns:
+        guest.unmap(mfn - XEN_PAGES)
 
 
 def m2p(guest: PvGuest, mfn: int) -> int:
@@ -87,11 +94,13 @@ def test_errors(guest: PvGuest) -> None:
 
 def test_down_and_up(guest: PvGuest) -> None:
     mfns = [MFN + n for n in range(5)]
+    unmap(guest, *mfns)
     assert change(guest, XENMEM_decrease_reservation, *mfns) == 5
     assert guest.domain.reservation.pages == PAGES - 5
     assert not any(guest.domain.frames.is_domains(mfn) for mfn in mfns)
     assert all(m2p(guest, mfn) == layout.INVALID_M2P_ENTRY for mfn in mfns)
     guest.write(guest.vaddr(500), b"old")
+    assert audit(guest.domain) == []
     assert change(guest, XENMEM_populate_physmap, 777, 778, 779) == 3
     new = guest.words(guest.vaddr(LIST), 3)
     assert sorted(new) == sorted({*new}) and set(new) <= set(mfns)
@@ -114,14 +123,32 @@ def test_increase_reservation(guest: PvGuest) -> None:
     assert guest.domain.reservation.pages == PAGES + 5
 
 
-@pytest.mark.parametrize("mfn", [5, layout.SHARED_INFO, L4, XEN_PAGES + PAGES + 3, 1 << 50])
+@pytest.mark.parametrize("mfn", [5, layout.SHARED_INFO, XEN_PAGES + PAGES + 3, 1 << 50])
 def test_frames_that_cannot_be_given_back(guest: PvGuest, mfn: int) -> None:
+    unmap(guest, MFN)
     assert change(guest, XENMEM_decrease_reservation, MFN, mfn, MFN + 1) == 1
     assert guest.domain.reservation.pages == PAGES - 1
 
 
 def test_twice_the_same_frame(guest: PvGuest) -> None:
+    unmap(guest, MFN)
     assert change(guest, XENMEM_decrease_reservation, MFN, MFN) == 1
+
+
+def test_a_frame_that_is_still_mapped_goes_with_its_last_mapping(guest: PvGuest) -> None:
+    assert change(guest, XENMEM_decrease_reservation, MFN) == 1
+    assert guest.domain.reservation.pages == PAGES
+    assert guest.domain.frames.is_domains(MFN)
+    unmap(guest, MFN)
+    assert guest.domain.reservation.pages == PAGES - 1
+    assert not guest.domain.frames.is_domains(MFN)
+    assert audit(guest.domain) == []
+
+
+def test_a_table_that_is_given_back_stays_a_table(guest: PvGuest) -> None:
+    assert change(guest, XENMEM_decrease_reservation, L1) == 1
+    assert guest.domain.frames.type(L1) is FrameType.L1
+    assert guest.domain.reservation.pages == PAGES
 
 
 @pytest.mark.parametrize(
@@ -167,6 +194,7 @@ def test_a_long_list_is_done_in_pieces(guest: PvGuest, monkeypatch: pytest.Monke
     monkeypatch.setattr(continuation, "WORK_PER_HYPERCALL", 10)
     mfns = [MFN + n for n in range(25)]
     at = guest.vaddr(LIST)
+    unmap(guest, *mfns)
     guest.write(at, b"".join(mfn.to_bytes(8, "little") for mfn in mfns))
     op = guest.put(XenMemoryReservation(extent_start=at, nr_extents=25, domid=SELF))
     guest.regs.rip = 0x1002

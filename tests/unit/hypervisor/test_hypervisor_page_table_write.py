@@ -14,9 +14,11 @@ from pv_guest import L1, PvGuest
 from unicorn import x86_const as reg
 
 from pyxen.cpu.base import Trap
-from pyxen.hypervisor import page_table_write
 from pyxen.hypervisor.emulate import MAX_INSTRUCTION
+from pyxen.hypervisor.hypercall import continuation
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
+from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import XEN_PAGES
 from pyxen.memory.pagetable import PTE_PRESENT, PTE_RW, PTE_USER
 
@@ -129,8 +131,8 @@ def processor() -> Processor:
 @pytest.fixture
 def guest_with_table(guest: PvGuest, monkeypatch: pytest.MonkeyPatch) -> Iterator[PvGuest]:
     """The table's page is read-only, and any entry is allowed."""
-    guest.protect(TABLE_PFN)
-    monkeypatch.setattr(page_table_write, "check_entry", lambda d, entry, maddr: None)
+    guest.make_l1(TABLE_PFN)
+    monkeypatch.setattr(guest.domain.types, "modify_l1", guest.memory.write_u64)
     yield guest
 
 
@@ -236,7 +238,7 @@ def fault(guest: PvGuest, code: str, vaddr: int, error_code: int = 3) -> bool:
     ],
 )
 def test_other_instructions_are_the_guests(guest: PvGuest, name: str, code: str) -> None:
-    guest.protect(TABLE_PFN)
+    guest.make_l1(TABLE_PFN)
     before = guest.read(guest.vaddr(TABLE_PFN), 4096)
     assert not fault(guest, code, guest.vaddr(TABLE_PFN)), name
     assert guest.vcpu.cr2() == guest.vaddr(TABLE_PFN)
@@ -256,7 +258,7 @@ def test_a_user_page_is_the_guests(guest: PvGuest) -> None:
 
 @pytest.mark.parametrize("error_code", [0, 1, 2, 7, 0x10, 0x11])
 def test_other_faults_are_the_guests(guest: PvGuest, error_code: int) -> None:
-    guest.protect(TABLE_PFN)
+    guest.make_l1(TABLE_PFN)
     assert not fault(guest, MOV, guest.vaddr(TABLE_PFN), error_code)
 
 
@@ -266,17 +268,39 @@ def test_a_writable_page_is_the_guests(guest: PvGuest) -> None:
 
 
 def test_across_two_entries(guest: PvGuest) -> None:
-    guest.protect(TABLE_PFN)
+    guest.make_l1(TABLE_PFN)
     assert not fault(guest, MOV, guest.vaddr(TABLE_PFN) + 4)
     assert not fault(guest, MOV, guest.vaddr(TABLE_PFN) + 4092)
 
 
 def test_half_of_an_entry(guest: PvGuest) -> None:
-    guest.memory.write_u64(guest.pte_maddr(TABLE_PFN + 1), 0x1111_2222_3333_4444)
+    guest.store_pte(TABLE_PFN + 1, 0x1111_2222_3333_4444)
     guest.regs.rax = 0xAAAA_BBBB
     table = guest.vaddr(3)
     assert fault(guest, "8907", table + (TABLE_PFN + 1) * 8 + 4)
     assert guest.pte(TABLE_PFN + 1) == 0xAAAA_BBBB_3333_4444
+
+
+@pytest.mark.parametrize("level", [0, 2, 3, 4])
+def test_only_l1_tables_are_written(guest: PvGuest, level: int) -> None:
+    """Tables of higher levels are changed by hypercalls only, as in Xen."""
+    guest.protect(TABLE_PFN)
+    if level:
+        continuation.begin(guest.domain)
+        guest.domain.types.pin(XEN_PAGES + TABLE_PFN, FrameType(level))
+    guest.regs.rax = 0
+    assert not fault(guest, MOV, guest.vaddr(TABLE_PFN))
+
+
+def test_an_entry_that_maps_a_table_writable_faults(guest: PvGuest) -> None:
+    before = guest.pte(200)
+    guest.regs.rax = L1 << 12 | PTE_PRESENT | PTE_RW
+    assert not fault(guest, MOV, guest.vaddr(3) + 200 * 8)
+    assert guest.pte(200) == before
+    guest.regs.rax = L1 << 12 | PTE_PRESENT
+    assert fault(guest, MOV, guest.vaddr(3) + 200 * 8)
+    assert guest.pte(200) == L1 << 12 | PTE_PRESENT
+    assert audit(guest.domain) == []
 
 
 @pytest.mark.parametrize("frame", [0, layout.GDT_L1, XEN_PAGES + 1030, 1 << 39])
@@ -308,7 +332,7 @@ def test_addresses_without_a_mapping(guest: PvGuest, vaddr: int) -> None:
 
 
 def test_code_at_the_end_of_what_is_mapped(guest: PvGuest) -> None:
-    guest.protect(TABLE_PFN)
+    guest.make_l1(TABLE_PFN)
     guest.vcpu.pv.traps_address[14] = HANDLER
     guest.unmap(CODE_PFN + 1)
     at = guest.vaddr(CODE_PFN + 1) - 3
@@ -321,7 +345,7 @@ def test_code_at_the_end_of_what_is_mapped(guest: PvGuest) -> None:
 
 def test_any_bytes_as_code(guest: PvGuest) -> None:
     """Whatever the decoder makes of it, it is an instruction that is known, or the guest's."""
-    guest.protect(TABLE_PFN)
+    guest.make_l1(TABLE_PFN)
     rng = random.Random(3)
     for _ in range(3000):
         code = rng.choice((b"", b"\xf0", b"\x66", b"\xf0\x48", b"\xf3", b"\x0f", b"\x67"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pv_guest import ARGUMENTS, DOMID, GDT, L1, L2, L4, NOT_MAPPED, SELF, PvGuest
+from pv_guest import ARGUMENTS, DOMID, GDT, L1, L2, L3, L4, NOT_MAPPED, SELF, PvGuest
 
 from pyxen.abi.errno import E
 from pyxen.abi.xen import (
@@ -31,14 +31,16 @@ from pyxen.abi.xen import (
     MmuUpdate,
 )
 from pyxen.hypervisor.hypercall import continuation
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import XEN_PAGES
-from pyxen.memory.pagetable import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW
+from pyxen.memory.pagetable import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_USER
 
 PFN = 100
 MFN = XEN_PAGES + PFN
 ENTRY = MFN << 12 | PTE_PRESENT | PTE_RW
+TABLE = PTE_PRESENT | PTE_RW | PTE_USER
 NOBODY = [0, 1, layout.GDT_L1, layout.M2P_L1, XEN_PAGES - 1, XEN_PAGES + 1030, 1 << 30]
 
 
@@ -67,14 +69,14 @@ def ext(guest: PvGuest, command: int, arg1: int = 0, arg2: int = 0) -> int:
 @pytest.mark.parametrize("command", [MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_NO_TRANSLATE])
 def test_an_update_writes_the_entry(guest: PvGuest, command: int) -> None:
     entry = ENTRY | PTE_ACCESSED | PTE_DIRTY
-    guest.memory.write_u64(guest.pte_maddr(200), entry)
+    guest.store_pte(200, entry)
     assert update(guest, (guest.pte_maddr(200) | command, ENTRY)) == (0, 1)
     assert guest.pte(200) == ENTRY
 
 
 def test_accessed_and_dirty_can_be_kept(guest: PvGuest) -> None:
     for had in (0, PTE_ACCESSED, PTE_ACCESSED | PTE_DIRTY):
-        guest.memory.write_u64(guest.pte_maddr(200), ENTRY | had)
+        guest.store_pte(200, ENTRY | had)
         request = (guest.pte_maddr(200) | MMU_PT_UPDATE_PRESERVE_AD, ENTRY & ~PTE_RW)
         assert update(guest, request) == (0, 1)
         assert guest.pte(200) == ENTRY & ~PTE_RW | had
@@ -93,7 +95,8 @@ def test_the_m2p(guest: PvGuest) -> None:
 def test_frames_that_are_not_the_guests(guest: PvGuest, frame: int) -> None:
     before = guest.pte(200)
     at = guest.pte_maddr(200)
-    assert update(guest, (at, frame << 12 | PTE_PRESENT)) == (-E.INVAL, 0), "as a target"
+    refusal = E.BUSY if frame < guest.memory.total_pages else E.PERM
+    assert update(guest, (at, frame << 12 | PTE_PRESENT)) == (-refusal, 0), "as a target"
     assert guest.pte(200) == before
     assert update(guest, (frame << 12, ENTRY)) == (-E.INVAL, 0), "as a table"
     assert update(guest, (at, frame << 12)) == (0, 1), "an absent entry says nothing"
@@ -102,26 +105,29 @@ def test_frames_that_are_not_the_guests(guest: PvGuest, frame: int) -> None:
 def test_shared_info_may_be_mapped_but_is_no_table(guest: PvGuest) -> None:
     entry = layout.SHARED_INFO << 12 | PTE_PRESENT | PTE_RW
     assert update(guest, (guest.pte_maddr(200), entry)) == (0, 1)
-    assert update(guest, (layout.SHARED_INFO << 12, ENTRY)) == (-E.INVAL, 0)
+    assert ext(guest, MMUEXT_PIN_L1_TABLE, layout.SHARED_INFO) == -E.INVAL
+    assert update(guest, (layout.SHARED_INFO << 12, ENTRY)) == (0, 1), "the guest may write there"
 
 
 @pytest.mark.parametrize("slot", [256, 260, 271])
 def test_the_hypervisors_slots_of_an_l4(guest: PvGuest, slot: int) -> None:
     before = guest.memory.read_u64((L4 << 12) + 8 * slot)
-    assert update(guest, ((L4 << 12) + 8 * slot, ENTRY)) == (-E.INVAL, 0)
+    assert update(guest, ((L4 << 12) + 8 * slot, L3 << 12 | TABLE)) == (-E.INVAL, 0)
     assert update(guest, ((L4 << 12) + 8 * slot, 0)) == (-E.INVAL, 0)
     assert guest.memory.read_u64((L4 << 12) + 8 * slot) == before
-    assert update(guest, ((L2 << 12) + 8 * slot, ENTRY)) == (0, 1), "of an L4 only"
+    assert update(guest, ((L2 << 12) + 8 * slot, L1 << 12 | TABLE)) == (0, 1), "of an L4 only"
 
 
 @pytest.mark.parametrize("slot", [0, 255, 272, 511])
 def test_the_guests_slots_of_an_l4(guest: PvGuest, slot: int) -> None:
-    assert update(guest, ((L4 << 12) + 8 * slot, ENTRY)) == (0, 1)
+    assert update(guest, ((L4 << 12) + 8 * slot, L3 << 12 | TABLE)) == (0, 1)
+    assert guest.domain.frames.uses(L3) == (2 if slot != (0xFFFF_8880 >> 7 & 511) else 1)
 
 
 def test_done_counts_up_to_the_error(guest: PvGuest) -> None:
     good = (guest.pte_maddr(200), ENTRY)
     assert update(guest, good, good, (5 << 12, ENTRY), good) == (-E.INVAL, 2)
+    assert update(guest, good, (guest.pte_maddr(201), L1 << 12 | 3), good) == (-E.BUSY, 1)
     assert update(guest, good, (guest.pte_maddr(200) | 4, 0)) == (-E.NOSYS, 1)
 
 
@@ -149,10 +155,11 @@ def test_requests_that_cannot_be_read(guest: PvGuest) -> None:
     ("domid", "result"),
     [
         (SELF, 0),
-        (DOMID, 0),
-        (DOMID | (DOMID + 1) << 16, 0),
+        (DOMID_IO, 0),
+        (SELF | (DOMID + 1) << 16, 0),
+        (DOMID, -E.SRCH),
         (0, -E.PERM),
-        (DOMID + 1, -E.PERM),
+        (DOMID + 1, -E.SRCH),
         (SELF | 1 << 16, -E.PERM),
     ],
 )
@@ -215,7 +222,8 @@ def test_update_va_mapping(guest: PvGuest, flags: int, flushes: list[str | None]
 def test_update_va_mapping_of_a_foreign_frame(guest: PvGuest, frame: int) -> None:
     before = guest.pte(PFN)
     vaddr = guest.vaddr(PFN)
-    assert guest.call("update_va_mapping", vaddr, frame << 12 | PTE_PRESENT, 0) == -E.INVAL
+    refusal = E.BUSY if frame < guest.memory.total_pages else E.PERM
+    assert guest.call("update_va_mapping", vaddr, frame << 12 | PTE_PRESENT, 0) == -refusal
     assert guest.pte(PFN) == before
 
 
@@ -247,6 +255,8 @@ def test_update_va_mapping_otherdomain(guest: PvGuest) -> None:
 def test_pin_and_unpin(guest: PvGuest, level: int) -> None:
     frames = guest.domain.frames
     pin = MMUEXT_PIN_L1_TABLE + level - 1
+    assert ext(guest, pin, MFN) == -E.INVAL, "it is mapped writable"
+    guest.protect(PFN)
     assert ext(guest, pin, MFN) == 0
     assert (frames.type(MFN), frames.is_pinned(MFN)) == (FrameType(level), True)
     assert ext(guest, pin, MFN) == -E.INVAL
@@ -273,6 +283,10 @@ def test_pin_and_unpin(guest: PvGuest, level: int) -> None:
 def test_commands_on_frames_that_are_not_the_guests(
     guest: PvGuest, command: int, frame: int
 ) -> None:
+    shared = frame in (layout.SHARED_INFO, layout.GRANT_FRAMES)
+    if shared and command in (MMUEXT_CLEAR_PAGE, MMUEXT_COPY_PAGE):
+        assert ext(guest, command, frame, MFN) == 0, "the guest may write there"
+        return
     before = guest.memory.read(frame << 12, 4096)
     assert ext(guest, command, frame, MFN) == -E.INVAL
     assert guest.memory.read(frame << 12, 4096) == before
@@ -282,18 +296,25 @@ def test_commands_on_frames_that_are_not_the_guests(
 def test_new_base_pointer(guest: PvGuest) -> None:
     guest.memory.copy_page(MFN, L4)
     guest.memory.write_u64((MFN << 12) + 8 * 256, 0)
+    assert ext(guest, MMUEXT_NEW_BASEPTR, MFN) == -E.INVAL, "it is mapped writable"
+    guest.protect(PFN)
     assert ext(guest, MMUEXT_NEW_BASEPTR, MFN) == 0
     assert guest.vcpu.pv.cr3 == guest.engine.vcpu.cr3 == guest.domain.space.cr3 == MFN << 12
     assert guest.memory.read_u64((MFN << 12) + 8 * 256) == layout.M2P_SLOT_ENTRY
+    assert guest.domain.frames.uses(L4) == 1, "the pin"
+    assert ext(guest, MMUEXT_NEW_BASEPTR, 0) == -E.INVAL
+    assert audit(guest.domain) == []
 
 
 def test_new_user_base_pointer(guest: PvGuest) -> None:
+    guest.protect(PFN)
     assert ext(guest, MMUEXT_NEW_USER_BASEPTR, MFN) == 0
     assert guest.vcpu.pv.user_cr3 == MFN << 12
     assert ext(guest, MMUEXT_NEW_USER_BASEPTR, 5) == -E.INVAL
     assert guest.vcpu.pv.user_cr3 == MFN << 12
     assert ext(guest, MMUEXT_NEW_USER_BASEPTR, 0) == 0
     assert guest.vcpu.pv.user_cr3 == 0
+    assert guest.domain.frames.type(MFN) is FrameType.NONE
 
 
 def test_flushes(guest: PvGuest) -> None:
@@ -302,6 +323,8 @@ def test_flushes(guest: PvGuest) -> None:
     for command in (MMUEXT_INVLPG_LOCAL, MMUEXT_INVLPG_ALL):
         assert ext(guest, command, 0x1234_5000) == 0
     assert guest.engine.flushes == [None, None, 0x1234_5000, 0x1234_5000]
+    assert ext(guest, MMUEXT_INVLPG_ALL, layout.M2P_VADDR) == 0
+    assert len(guest.engine.flushes) == 4, "not in the hypervisor's part"
     assert ext(guest, MMUEXT_FLUSH_CACHE) == -E.ACCES
 
 
@@ -322,14 +345,15 @@ def test_tables_are_not_cleared_or_copied_over(guest: PvGuest, command: int) -> 
     assert ext(guest, MMUEXT_COPY_PAGE, MFN, L4) == 0, "reading is allowed"
 
 
-@pytest.mark.parametrize("command", [20, 21, 22, 99, 0xFFFF_FFFF])
+@pytest.mark.parametrize("command", [14, 21, 22, 99, 0xFFFF_FFFF])
 def test_unknown_commands(guest: PvGuest, command: int) -> None:
     assert ext(guest, command) == -E.NOSYS
 
 
 def test_mmuext_op_of_other_domains(guest: PvGuest) -> None:
     flush = MmuextOp(cmd=MMUEXT_TLB_FLUSH_LOCAL)
-    for domid, result in ((SELF, 0), (DOMID, 0), (DOMID_IO, 0), (0, -E.PERM), (99, -E.PERM)):
+    results = {SELF: 0, DOMID: -E.SRCH, DOMID_IO: -E.PERM, 0: -E.PERM, 99: -E.SRCH}
+    for domid, result in results.items():
         assert extended(guest, flush, domid=domid)[0] == result
 
 
@@ -347,10 +371,16 @@ def _ldt_pte(guest: PvGuest, page: int) -> int:
 
 
 def test_an_ldt_is_shown_in_the_window(guest: PvGuest) -> None:
+    guest.protect(PFN + 1)
+    assert ext(guest, MMUEXT_SET_LDT, guest.vaddr(PFN), 513) == 0
+    assert _ldt_pte(guest, 0) == 0, "it is mapped writable: no descriptor table"
+    guest.protect(PFN)
     assert ext(guest, MMUEXT_SET_LDT, guest.vaddr(PFN), 513) == 0
     assert [_ldt_pte(guest, n) >> 12 & 0xFFFFF for n in range(3)] == [MFN, MFN + 1, 0]
+    assert audit(guest.domain) == []
     assert ext(guest, MMUEXT_SET_LDT, 0, 0) == 0
     assert _ldt_pte(guest, 0) == 0
+    assert guest.domain.frames.uses(MFN) == 0
 
 
 @pytest.mark.parametrize(
@@ -362,8 +392,23 @@ def test_bad_ldts(guest: PvGuest, vaddr_offset: int, entries: int) -> None:
 
 def test_an_ldt_holds_no_gates_and_no_foreign_frames(guest: PvGuest) -> None:
     guest.write(guest.vaddr(PFN), (0x0000_EC00_E008_0000).to_bytes(8, "little"))
-    assert ext(guest, MMUEXT_SET_LDT, guest.vaddr(PFN), 1) == -E.INVAL
-    guest.set_pte(PFN + 1, PTE_PRESENT | PTE_RW, mfn=layout.GDT_RESERVED_PAGE)
-    assert ext(guest, MMUEXT_SET_LDT, guest.vaddr(PFN + 1), 1) == -E.INVAL
+    guest.protect(PFN)
+    assert ext(guest, MMUEXT_SET_LDT, guest.vaddr(PFN), 1) == 0, "shows when it is used"
+    assert _ldt_pte(guest, 0) == 0
+    guest.set_pte(PFN + 1, PTE_PRESENT, mfn=layout.SHARED_INFO)
+    assert ext(guest, MMUEXT_SET_LDT, guest.vaddr(PFN + 1), 1) == 0
     assert _ldt_pte(guest, 0) == 0
     assert L1 + 2 == GDT
+
+
+def test_a_new_base_pointer_brings_its_own_ldt(guest: PvGuest) -> None:
+    """The pages of an LDT are those that the page tables in use show."""
+    guest.protect(PFN)
+    guest.protect(PFN + 1)
+    assert ext(guest, MMUEXT_SET_LDT, guest.vaddr(PFN), 1) == 0
+    assert _ldt_pte(guest, 0) >> 12 & 0xFFFFF == MFN
+    entry = (MFN + 1) << 12 | PTE_PRESENT
+    assert guest.call("update_va_mapping", guest.vaddr(PFN), entry, 0) == 0
+    assert ext(guest, MMUEXT_NEW_BASEPTR, L4) == 0
+    assert _ldt_pte(guest, 0) >> 12 & 0xFFFFF == MFN + 1
+    assert audit(guest.domain) == []

@@ -228,7 +228,6 @@ def test_events_go_to_the_new_place(guest: PvGuest) -> None:
         ({"offset": 4}, E.NXIO),
         ({"offset": 0xFFFF_FFF8}, E.NXIO),
         ({"mfn": 5}, E.INVAL),
-        ({"mfn": layout.SHARED_INFO}, E.INVAL),
         ({"mfn": 1 << 52}, E.INVAL),
         ({"mfn": L4}, E.INVAL),
     ],

@@ -8,12 +8,15 @@ descriptor window of memory/layout.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyxen.abi.arch_x86 import FIRST_RESERVED_GDT_ENTRY, TrapInfo
 from pyxen.abi.errno import E
 from pyxen.cpu.pvstate import TRAPS
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.continuation import work
+from pyxen.hypervisor.page_types import Restart, is_allowed_descriptor
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
@@ -31,14 +34,9 @@ from pyxen.types import PAGE_SHIFT, PAGE_SIZE
 _WINDOW_PTE = PTE_PRESENT | PTE_RW | PTE_ACCESSED | PTE_DIRTY | PTE_NX
 _NO_TRAPS = memoryview(bytes(8 * TRAPS)).cast("Q")
 _LDT_PAGES = 16
-_WORK_PER_PAGE = 64
+_FIRST_LDT_PAGE = 16
+_SEGDESC = FrameType.SEGDESC
 _MAX_LDT_ENTRIES = 8192
-
-_PRESENT = 1 << 47
-_NOT_SYSTEM = 1 << 44
-_CODE = 1 << 43
-_TYPE = 0xF << 40
-_CODE_CONFORMING = 1 << 42
 
 
 def set_trap_table(d: Domain, v: Vcpu, traps: int) -> int:
@@ -73,36 +71,45 @@ def set_gdt(d: Domain, v: Vcpu, frame_list: int, entries: int) -> int:
 
 
 def load_gdt(d: Domain, v: Vcpu, frames: list[int]) -> None:
-    """Show these frames as the vCPU's GDT. Raises: XenError(EINVAL) for a frame it cannot have."""
-    for mfn in frames:
-        _check_frame(d, mfn)
+    """Show these frames as the vCPU's GDT.
+
+    Raises: XenError(EINVAL) for a frame it cannot have, with nothing changed; Restart.
+    """
+    use_as_descriptors(d, frames)
     # COMMIT
-    v.gdt_frames = tuple(frames)
-    for page in range(layout.FIRST_RESERVED_GDT_PAGE):
-        mapping = (frames[page] << PAGE_SHIFT | _WINDOW_PTE) if page < len(frames) else 0
-        d.memory.write_u64(layout.descriptor_pte_maddr(v.vcpu_id, page), mapping)
-    d.engine.flush_tlb()
+    old, v.gdt_frames = v.gdt_frames, tuple(frames)
+    _show(d, v, 0, layout.FIRST_RESERVED_GDT_PAGE, list(v.gdt_frames))
+    for mfn in old:
+        d.types.put_page_and_type(mfn)
+    d.flush_tlb()
 
 
-def _check_frame(d: Domain, mfn: int) -> None:
-    """Whether a frame can be part of a descriptor table. Raises: XenError(EINVAL)."""
-    if not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
-        raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's")
-    work(d, _WORK_PER_PAGE)
-    for word in d.memory.page(mfn).cast("Q"):
-        if word and not is_allowed(word):
-            raise XenError(E.INVAL, f"descriptor {word:#x}")
+def use_as_descriptors(d: Domain, frames: list[int]) -> None:
+    """Take all frames into use as descriptor tables, or none. Raises: XenError, Restart."""
+    for n, mfn in enumerate(frames):
+        try:
+            d.types.get_page_and_type(mfn, FrameType.SEGDESC)
+        except (XenError, Restart):
+            for taken in frames[:n]:
+                d.types.put_page_and_type(taken)
+            raise
+
+
+def _show(d: Domain, v: Vcpu, first: int, pages: int, frames: Sequence[int | None]) -> None:
+    """Map frames at the vCPU's descriptor window from page `first` on; the rest of it is absent."""
+    for page in range(pages):
+        mfn = frames[page] if page < len(frames) else None
+        mapping = 0 if mfn is None else mfn << PAGE_SHIFT | _WINDOW_PTE
+        d.memory.write_u64(layout.descriptor_pte_maddr(v.vcpu_id, first + page), mapping)
 
 
 def update_descriptor(d: Domain, v: Vcpu, maddr: int, descriptor: int) -> int:
     """HYPERVISOR_update_descriptor: one descriptor by its machine address."""
     mfn = maddr >> PAGE_SHIFT
-    if maddr & 7 or not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
-        raise XenError(E.INVAL, f"descriptor at {maddr:#x}")
-    if FrameType.L1 <= d.frames.type(mfn) <= FrameType.L4:
-        raise XenError(E.INVAL, f"frame {mfn:#x} is a page table")
-    if not is_allowed(descriptor):
-        raise XenError(E.INVAL, f"descriptor {descriptor:#x}")
+    if maddr & 7 or not is_allowed_descriptor(descriptor):
+        raise XenError(E.INVAL, f"descriptor {descriptor:#x} at {maddr:#x}")
+    if not (d.frames.is_domains(mfn) and d.frames.uses(mfn) and d.frames.type(mfn) is _SEGDESC):
+        d.types.check_writable(mfn)
     # COMMIT
     d.memory.write_u64(maddr, descriptor)
     return 0
@@ -110,34 +117,36 @@ def update_descriptor(d: Domain, v: Vcpu, maddr: int, descriptor: int) -> int:
 
 def set_ldt(d: Domain, v: Vcpu, vaddr: int, entries: int) -> None:
     """MMUEXT_SET_LDT: show `entries` descriptors at a page-aligned address as the vCPU's LDT."""
-    if entries > _MAX_LDT_ENTRIES or vaddr & (PAGE_SIZE - 1):
+    if entries > _MAX_LDT_ENTRIES or (
+        entries and (vaddr & (PAGE_SIZE - 1) or not is_guest_vaddr(vaddr))
+    ):
         raise XenError(E.INVAL, f"LDT of {entries} descriptors at {vaddr:#x}")
-    maddrs: list[int | None] = []
-    if entries:
-        pages = (entries + 511) // 512
-        if not is_guest_vaddr(vaddr, pages * PAGE_SIZE):
-            raise XenError(E.INVAL, f"LDT at {vaddr:#x}")
-        maddrs = [translate(d.memory, d.space.cr3, vaddr + n * PAGE_SIZE) for n in range(pages)]
-        for maddr in maddrs:
-            if maddr is not None:
-                _check_frame(d, maddr >> PAGE_SHIFT)
     # COMMIT
-    for page in range(_LDT_PAGES):
-        maddr = maddrs[page] if page < len(maddrs) else None
-        mapping = 0 if maddr is None else (maddr & ~(PAGE_SIZE - 1)) | _WINDOW_PTE
-        d.memory.write_u64(layout.descriptor_pte_maddr(v.vcpu_id, 16 + page), mapping)
-    d.engine.flush_tlb()
+    v.ldt_vaddr, v.pv.ldt_entries = vaddr, entries
+    map_ldt(d, v)
 
 
-def is_allowed(descriptor: int) -> bool:
-    """Whether a guest may have this descriptor: code and data at its own privilege, or absent.
+def map_ldt(d: Domain, v: Vcpu) -> None:
+    """Show the vCPU's LDT as its page tables map it now.
 
-    No system descriptors or gates, nothing at privilege level 0, no conforming code
-    (xen/arch/x86/pv/descriptor-tables.c, check_descriptor). Guests write level 0 or 1 for their
-    kernel segments; whether these work is decided when they are loaded.
+    A page that is absent or cannot be a descriptor table is absent in the window, too, as in Xen,
+    where that shows when a selector is loaded.
     """
-    if not descriptor & _PRESENT:
-        return True
-    if not descriptor & _NOT_SYSTEM:
-        return descriptor & _TYPE == 0
-    return not (descriptor & _CODE and descriptor & _CODE_CONFORMING)
+    frames: list[int | None] = []
+    for page in range((v.pv.ldt_entries + 511) // 512):
+        vaddr = v.ldt_vaddr + page * PAGE_SIZE
+        maddr = translate(d.memory, d.space.cr3, vaddr) if is_guest_vaddr(vaddr) else None
+        frames.append(None if maddr is None else _use_for_ldt(d, maddr >> PAGE_SHIFT))
+    old, v.ldt_frames = v.ldt_frames, tuple(mfn for mfn in frames if mfn is not None)
+    _show(d, v, _FIRST_LDT_PAGE, _LDT_PAGES, frames)
+    for mfn in old:
+        d.types.put_page_and_type(mfn)
+    d.flush_tlb()
+
+
+def _use_for_ldt(d: Domain, mfn: int) -> int | None:
+    try:
+        d.types.get_page_and_type(mfn, _SEGDESC)
+    except (XenError, Restart):
+        return None
+    return mfn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pyxen.abi.arch_x86 import (
     FIRST_RESERVED_GDT_ENTRY,
     VcpuGuestContext,
@@ -16,7 +18,7 @@ from pyxen.hypervisor.hypercall.descriptors import load_gdt
 from pyxen.hypervisor.msr import is_canonical
 from pyxen.hypervisor.trap import EFLAGS_IF, EFLAGS_IOPL
 from pyxen.hypervisor.vcpu import Vcpu
-from pyxen.memory import layout
+from pyxen.memory.frames import FrameType
 from pyxen.memory.pagetable import is_guest_vaddr
 
 _GPRS = (
@@ -39,9 +41,6 @@ def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     work(d, _WORK)
     l4 = context.ctrlreg[3] >> 12
     user_l4 = context.ctrlreg[1] >> 12
-    for mfn in (l4, user_l4) if user_l4 else (l4,):
-        if not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
-            raise XenError(E.INVAL, f"page table in frame {mfn:#x}")
     if context.gdt_ents > FIRST_RESERVED_GDT_ENTRY:
         raise XenError(E.INVAL, f"{context.gdt_ents} descriptors")
     for trap in context.trap_ctxt:
@@ -53,13 +52,22 @@ def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     if not (is_canonical(context.user_regs.rip) and is_canonical(context.user_regs.rsp)):
         raise XenError(E.INVAL, f"rip {context.user_regs.rip:#x} rsp {context.user_regs.rsp:#x}")
     pages = (context.gdt_ents + 511) // 512
-    # COMMIT (load_gdt checks all frames before it changes anything)
-    load_gdt(d, target, list(context.gdt_frames[:pages]))
+    _use_tables(d, target, l4, user_l4, list(context.gdt_frames[:pages]))
+    # COMMIT
     _set_entry_points(target, context)
+    _set_registers(d, target, context)
+
+
+def _use_tables(d: Domain, target: Vcpu, l4: int, user_l4: int, gdt_frames: list[int]) -> None:
+    """Take page and descriptor tables into use, or nothing. Raises: XenError, Restart."""
+    with contextlib.ExitStack() as undo:
+        for mfn in (l4, user_l4) if user_l4 else (l4,):
+            d.types.get_page_and_type(mfn, FrameType.L4)
+            undo.callback(d.types.put_page_and_type, mfn)
+        load_gdt(d, target, gdt_frames)
+        undo.pop_all()
     target.pv.cr3 = l4 << 12
     target.pv.user_cr3 = user_l4 << 12
-    layout.set_xen_slots(d.memory, l4)
-    _set_registers(d, target, context)
 
 
 def _set_entry_points(target: Vcpu, context: VcpuGuestContext) -> None:

@@ -24,6 +24,7 @@ from pyxen.abi.xen import DOMID_SELF
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
+from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
 from pyxen.types import PAGE_SHIFT, U32, U64, Mfn
@@ -99,11 +100,15 @@ def _change_reservation(d: Domain, command: int, argument: int) -> int:
         return start
     act = _EXTENT_COMMANDS[command & _COMMAND_MASK]
     for n in range(start, op.nr_extents):
+        left = Continue(command & _COMMAND_MASK | n << _EXTENT_SHIFT, argument)
         if n > start and exhausted(d):
-            raise Continue(command & _COMMAND_MASK | n << _EXTENT_SHIFT, argument)
+            raise left
         work(d)
-        if not act(d, op.extent_start, op.extent_start + 8 * n & U64):
-            return n
+        try:
+            if not act(d, op.extent_start, op.extent_start + 8 * n & U64):
+                return n
+        except Restart:
+            raise left from None
     return op.nr_extents
 
 

@@ -16,16 +16,18 @@ from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall import cpu_state as cpu
 from pyxen.hypervisor.hypercall import descriptors as desc
-from pyxen.hypervisor.hypercall import page_tables as pt
+from pyxen.hypervisor.hypercall import mmu_update as mmu
 from pyxen.hypervisor.hypercall.console_io import console_io
 from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
 from pyxen.hypervisor.hypercall.event_channel_op import event_channel_op
 from pyxen.hypervisor.hypercall.grant_table_op import grant_table_op
 from pyxen.hypervisor.hypercall.memory_op import memory_op
+from pyxen.hypervisor.hypercall.mmuext_op import mmuext_op
 from pyxen.hypervisor.hypercall.physdev_op import physdev_op
 from pyxen.hypervisor.hypercall.sched_op import sched_op
 from pyxen.hypervisor.hypercall.vcpu_op import set_timer_op, vcpu_op
 from pyxen.hypervisor.hypercall.xen_version import xen_version
+from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.types import U32, U64
 
@@ -103,13 +105,7 @@ def _iret_in_table(d: Domain, v: Vcpu) -> int:
 
 ROWS = (
     _done(0, "set_trap_table", desc.set_trap_table, "traps"),
-    _partial(
-        1,
-        "mmu_update",
-        pt.mmu_update,
-        "ureqs count pdone domid",
-        "frames are checked for their owner, not their type",
-    ),
+    _done(1, "mmu_update", mmu.mmu_update, "ureqs count pdone domid"),
     _done(2, "set_gdt", desc.set_gdt, "frame_list entries"),
     _done(3, "stack_switch", cpu.stack_switch, "ss esp"),
     _done(4, "set_callbacks", cpu.set_callbacks, "event failsafe syscall"),
@@ -126,7 +122,7 @@ ROWS = (
         12, "memory_op", memory_op, "cmd arg", "no exchange, machphys_mfn_list, physmap commands"
     ),
     _done(13, "multicall", multicall, "call_list nr_calls"),
-    _done(14, "update_va_mapping", pt.update_va_mapping, "va val flags"),
+    _done(14, "update_va_mapping", mmu.update_va_mapping, "va val flags"),
     _done(15, "set_timer_op", set_timer_op, "timeout"),
     _missing(16, "event_channel_op_compat", "superseded by event_channel_op in Xen 3"),
     _done(17, "xen_version", xen_version, "cmd arg"),
@@ -140,23 +136,16 @@ ROWS = (
         "version 1; no map, copy, transfer by the guest",
     ),
     _done(21, "vm_assist", cpu.vm_assist, "cmd type"),
-    _partial(
+    _done(
         22,
         "update_va_mapping_otherdomain",
-        pt.update_va_mapping_otherdomain,
+        mmu.update_va_mapping_otherdomain,
         "va val flags domid",
-        "only for the calling domain",
     ),
     _done(IRET, "iret", _iret_in_table, ""),
     _partial(24, "vcpu_op", vcpu_op, "cmd vcpuid arg", "no send_nmi"),
     _done(25, "set_segment_base", cpu.set_segment_base, "which base"),
-    _partial(
-        26,
-        "mmuext_op",
-        pt.mmuext_op,
-        "uops count pdone domid",
-        "pinning does not validate the table's entries",
-    ),
+    _done(26, "mmuext_op", mmuext_op, "uops count pdone domid"),
     _missing(27, "xsm_op", "no security module is loaded"),
     _partial(28, "nmi_op", cpu.nmi_op, "cmd arg", "NMIs are not delivered"),
     _done(29, "sched_op", sched_op, "cmd arg"),
@@ -210,5 +199,7 @@ def call(d: Domain, v: Vcpu, number: int, arguments: tuple[int, ...]) -> int:
             result = row.handler(d, v, *arguments[: len(row.arguments)])
         except XenError as error:
             result = -error.errno.value
+        except Restart:
+            raise Continue(*arguments[: len(row.arguments)]) from None
     d.pv.record_hypercall(number, arguments, result)
     return result & U64

@@ -35,6 +35,7 @@ from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall.guest_context import start_vcpu
 from pyxen.hypervisor.vcpu import RunState, Vcpu
+from pyxen.memory.frames import FrameType
 from pyxen.memory.pagetable import is_guest_vaddr
 from pyxen.types import PAGE_SIZE, U64, VcpuId
 
@@ -172,10 +173,7 @@ def _register_vcpu_info(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
         raise XenError(E.INVAL, "registered already")
     if target is not v and target.up:
         raise XenError(E.INVAL, f"vCPU {target.vcpu_id} is running")
-    if not d.memory.is_guest_frame(op.mfn) or not d.frames.is_domains(op.mfn):
-        raise XenError(E.INVAL, f"frame {op.mfn:#x} is not the domain's")
-    if d.frames.is_table(op.mfn):
-        raise XenError(E.INVAL, f"frame {op.mfn:#x} is a table")
+    d.types.get_page_and_type(op.mfn, FrameType.WRITABLE)  # for as long as the domain lives
     # COMMIT
     maddr = (op.mfn << 12) + op.offset
     d.memory.write(maddr, d.memory.read(target.pv.vcpu_info_maddr, VcpuInfo.SIZE))

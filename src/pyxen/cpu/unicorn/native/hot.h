@@ -94,12 +94,24 @@ bool entry_maddr(const struct hot *h, u64 vaddr, u64 *maddr);
 bool translate(const struct hot *h, u64 vaddr, bool write, u64 *maddr);
 void *guest_range(const struct hot *h, u64 vaddr, u64 length, bool write);
 
-/* frames.c: the frame table of pyxen/memory/frames.py. Results are 0 or a negative errno. */
+/* How an operation went: left to the hypervisor with nothing changed; done, perhaps with an error;
+ * or done in part, and the arguments say what is left.
+ */
+enum outcome { SLOW, DONE, REST };
+
+/* page_types.c. Errors are 0 or a negative errno. */
+void begin_page_types(void);
+void flush_all(struct hot *h);
 bool is_domains_frame(const struct hot *h, u64 mfn);
 bool is_guest_frame(const struct hot *h, u64 mfn);
-int check_entry(const struct hot *h, u64 entry, u64 maddr);
-int pin_frame(struct hot *h, u64 mfn, u32 type);
-int unpin_frame(struct hot *h, u64 mfn);
+unsigned level_of(const struct hot *h, u64 mfn);
+enum outcome modify_entry(struct hot *h, u64 maddr, unsigned level, u64 value, bool preserve_ad,
+                          s64 *error);
+enum outcome update_entry(struct hot *h, u64 maddr, u64 value, bool preserve_ad, s64 *error);
+enum outcome pin_table(struct hot *h, u64 mfn, unsigned level, s64 *error);
+s64 unpin_table(struct hot *h, u64 mfn);
+enum outcome replace_base(struct hot *h, u64 *cr3, u64 l4, s64 *error);
+void put_base(struct hot *h, u64 l4);
 
 /* bounce.c: into the guest kernel and back to its user mode. */
 struct bounce {
@@ -117,9 +129,8 @@ bool general_protection(struct hot *h);
 void deliver_events(struct hot *h);
 
 /* mmu.c, hypercall.c */
-enum outcome { SLOW, DONE };
-enum outcome mmu_update(struct hot *h, const u64 *args, s64 *result);
-enum outcome mmuext_op(struct hot *h, const u64 *args, s64 *result);
+enum outcome mmu_update(struct hot *h, u64 *args, s64 *result);
+enum outcome mmuext_op(struct hot *h, u64 *args, s64 *result);
 enum outcome update_va_mapping(struct hot *h, const u64 *args, s64 *result);
 void record_hypercall(struct hot *h, u64 number, const u64 *args, s64 result);
 bool hypercall(struct hot *h);

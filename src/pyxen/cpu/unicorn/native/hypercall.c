@@ -49,10 +49,12 @@ static enum outcome set_segment_base(struct hot *h, u64 which, u64 base, s64 *re
     return DONE;
 }
 
-static enum outcome one_call(struct hot *h, u64 number, const u64 *args)
+/* REST: `args` say what is left of it. */
+static enum outcome one_call(struct hot *h, u64 number, u64 *args)
 {
     enum outcome outcome = SLOW;
     s64 result = 0;
+    begin_page_types();
     switch (number) {
     case NR_mmu_update:
         outcome = mmu_update(h, args, &result);
@@ -93,9 +95,15 @@ static bool multicall(struct hot *h, u64 calls, u64 n)
         u64 at = calls + i * MULTICALL_ENTRY_BYTES;
         u8 *entry = guest_range(h, at, MULTICALL_ENTRY_BYTES, true);
         u64 words[2 + ARGUMENTS];
-        if (entry)
+        enum outcome outcome = SLOW;
+        if (entry && i < MAX_NATIVE_MULTICALL) {
             memcpy(words, entry, sizeof words);
-        if (!entry || i == MAX_NATIVE_MULTICALL || one_call(h, words[0], words + 2) == SLOW) {
+            outcome = one_call(h, words[0], words + 2);
+        }
+        if (outcome != DONE) {
+            entry = guest_range(h, at, MULTICALL_ENTRY_BYTES, true);
+            if (outcome == REST && entry)
+                memcpy(entry + 16, words + 2, 16);
             env[RAX] = rax;
             env[RDI] = at;
             env[RSI] = n - i;
@@ -125,7 +133,12 @@ bool hypercall(struct hot *h)
         count(h, DOM_COUNT_HYPERCALL);
     } else {
         u64 args[ARGUMENTS] = {env[RDI], env[RSI], env[RDX], env[R10], env[R8]};
-        if (one_call(h, number, args) == SLOW)
+        enum outcome outcome = one_call(h, number, args);
+        if (outcome == REST) {
+            env[RDI] = args[0];
+            env[RSI] = args[1];
+        }
+        if (outcome != DONE)
             return false;
         count(h, DOM_COUNT_HYPERCALL);
     }

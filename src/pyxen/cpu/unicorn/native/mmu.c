@@ -3,9 +3,8 @@
 
 #define DOMID_SELF 0x7ff0u
 #define MAX_NATIVE_BATCH 64
-#define PTE_ACCESSED_DIRTY 0x60ull
-#define M2P_SLOT 256
-#define GDT_SLOT 260
+#define MMU_UPDATE_PREEMPTED (1ull << 31)
+#define UVMF_ALL 4
 
 enum {
     MMU_MACHPHYS_UPDATE = 1,
@@ -38,12 +37,6 @@ struct mmuext_op_request {
     u64 arg2;
 };
 
-static void flush_all(struct hot *h)
-{
-    h->tlb_flush(h->cpu);
-    count(h, DOM_COUNT_FLUSH_ALL);
-}
-
 static void flush_page(struct hot *h, u64 vaddr)
 {
     h->tlb_flush_page(h->cpu, vaddr);
@@ -64,131 +57,137 @@ static bool read_batch(const struct hot *h, u64 vaddr, u64 n, u64 size, void *ou
     return true;
 }
 
-static bool is_own(const struct hot *h, u64 mfn)
+/* The first `done` of n records are carried out; the rest becomes a shorter hypercall, as Xen itself
+ * continues a preempted one.
+ */
+static enum outcome leave_rest(u64 *args, u64 done, u64 n, u64 size)
 {
-    return is_guest_frame(h, mfn) && is_domains_frame(h, mfn);
+    if (!done)
+        return SLOW;
+    args[0] += done * size;
+    args[1] = (n - done) | MMU_UPDATE_PREEMPTED;
+    return REST;
 }
 
-static int update(struct hot *h, const struct mmu_update_request *r)
-{
-    u64 maddr = r->ptr & ~7ull;
-    if ((r->ptr & 7) > MMU_PT_UPDATE_NO_TRANSLATE)
-        return -XEN_ENOSYS;
-    if (!is_own(h, maddr >> 12))
-        return -XEN_EINVAL;
-    int error = check_entry(h, r->val, maddr);
-    if (error)
-        return error;
-    /* COMMIT */
-    u64 *entry = maddr_to_word(h, maddr);
-    u64 value = r->val;
-    if ((r->ptr & 7) == MMU_PT_UPDATE_PRESERVE_AD)
-        value |= *entry & PTE_ACCESSED_DIRTY;
-    *entry = value;
-    count(h, DOM_COUNT_MMU_ENTRY);
-    return 0;
-}
-
-enum outcome mmu_update(struct hot *h, const u64 *args, s64 *result)
+enum outcome mmu_update(struct hot *h, u64 *args, s64 *result)
 {
     struct mmu_update_request batch[MAX_NATIVE_BATCH];
     u64 n = args[1] & 0xffffffff; /* with MMU_UPDATE_PREEMPTED it is too many */
     if (args[2] || args[3] != DOMID_SELF || !read_batch(h, args[0], n, sizeof *batch, batch))
         return SLOW;
-    for (u64 i = 0; i < n; i++)
-        if ((batch[i].ptr & 7) == MMU_MACHPHYS_UPDATE)
-            return SLOW;
-    /* COMMIT: from here each request succeeds or ends the batch with its error. */
     *result = 0;
-    for (u64 i = 0; i < n && !*result; i++)
-        *result = update(h, &batch[i]);
+    for (u64 i = 0; i < n && !*result; i++) {
+        u64 command = batch[i].ptr & 7;
+        if (command > MMU_PT_UPDATE_NO_TRANSLATE) {
+            *result = -XEN_ENOSYS;
+            break;
+        }
+        if (command == MMU_MACHPHYS_UPDATE || h->domain[DOM_DYING] ||
+            update_entry(h, batch[i].ptr & ~7ull, batch[i].val,
+                         command == MMU_PT_UPDATE_PRESERVE_AD, result) == SLOW)
+            return leave_rest(args, i, n, sizeof *batch);
+        if (!*result)
+            count(h, DOM_COUNT_MMU_ENTRY);
+    }
     return DONE;
 }
 
 enum outcome update_va_mapping(struct hot *h, const u64 *args, s64 *result)
 {
     u64 vaddr = args[0], value = args[1], maddr;
-    if (!is_guest_vaddr(vaddr, 1) || !entry_maddr(h, vaddr, &maddr))
+    u64 flush = args[2] & UVMF_FLUSHTYPE_MASK, which = args[2] & ~(u64)UVMF_FLUSHTYPE_MASK;
+    if (h->domain[DOM_DYING] || !is_guest_vaddr(vaddr, 1) || !entry_maddr(h, vaddr, &maddr) ||
+        (which && which != UVMF_ALL))
         return SLOW;
-    *result = is_own(h, maddr >> 12) ? check_entry(h, value, maddr) : -XEN_EINVAL;
+    *result = -XEN_EINVAL;
+    if (!is_domains_frame(h, maddr >> 12) || level_of(h, maddr >> 12) != 1)
+        return DONE;
+    if (modify_entry(h, maddr, 1, value, false, result) == SLOW)
+        return SLOW;
     if (*result)
         return DONE;
-    /* COMMIT */
-    *maddr_to_word(h, maddr) = value;
     count(h, DOM_COUNT_MMU_ENTRY);
-    switch (args[2] & UVMF_FLUSHTYPE_MASK) {
-    case UVMF_TLB_FLUSH:
+    if (flush == UVMF_TLB_FLUSH)
         flush_all(h);
-        break;
-    case UVMF_INVLPG:
+    else if (flush == UVMF_INVLPG)
         flush_page(h, vaddr);
-        break;
-    }
     return DONE;
 }
 
-static void set_xen_slots(struct hot *h, u64 l4)
+static enum outcome new_baseptr(struct hot *h, u64 l4, s64 *result)
 {
-    u64 *table = maddr_to_word(h, l4 << 12);
-    table[M2P_SLOT] = h->domain[DOM_M2P_L4_ENTRY];
-    table[GDT_SLOT] = h->domain[DOM_GDT_L4_ENTRY];
+    u64 old = h->vcpu[PV_CR3] >> 12;
+    *result = -XEN_EINVAL;
+    if (!l4)
+        return DONE;
+    if (h->vcpu[PV_LDT_ENTRIES] ||
+        replace_base(h, &h->vcpu[PV_CR3], l4, result) == SLOW)
+        return SLOW;
+    if (*result)
+        return DONE;
+    h->env[Q_CR3] = l4 << 12;
+    h->tlb_flush(h->cpu);
+    h->domain[DOM_FLUSH_EPOCH]++;
+    count(h, DOM_COUNT_NEW_BASEPTR);
+    if (old && old != l4)
+        put_base(h, old);
+    return DONE;
 }
 
-static bool is_native_command(u32 command)
+static enum outcome new_user_baseptr(struct hot *h, u64 l4, s64 *result)
 {
-    return command <= MMUEXT_INVLPG_ALL || command == MMUEXT_NEW_USER_BASEPTR;
+    u64 old = h->vcpu[PV_USER_CR3] >> 12;
+    if (replace_base(h, &h->vcpu[PV_USER_CR3], l4, result) == SLOW)
+        return SLOW;
+    if (!*result && old && old != l4)
+        put_base(h, old);
+    return DONE;
 }
 
-static int extended(struct hot *h, const struct mmuext_op_request *op)
+static enum outcome extended(struct hot *h, const struct mmuext_op_request *op, s64 *result)
 {
     u32 command = (u32)op->cmd;
-    int error;
+    *result = 0;
     switch (command) {
     case MMUEXT_PIN_L1_TABLE ... MMUEXT_PIN_L4_TABLE:
-        if (!is_own(h, op->arg1))
-            return -XEN_EINVAL;
-        error = pin_frame(h, op->arg1, command + 1);
-        if (!error && command == MMUEXT_PIN_L4_TABLE)
-            set_xen_slots(h, op->arg1);
-        return error;
+        return pin_table(h, op->arg1, command + 1, result);
     case MMUEXT_UNPIN_TABLE:
-        return unpin_frame(h, op->arg1);
+        *result = unpin_table(h, op->arg1);
+        return DONE;
     case MMUEXT_NEW_BASEPTR:
-        if (!is_own(h, op->arg1))
-            return -XEN_EINVAL;
-        set_xen_slots(h, op->arg1);
-        h->vcpu[PV_CR3] = h->env[Q_CR3] = op->arg1 << 12;
-        h->tlb_flush(h->cpu);
-        count(h, DOM_COUNT_NEW_BASEPTR);
-        return 0;
+        return new_baseptr(h, op->arg1, result);
     case MMUEXT_NEW_USER_BASEPTR:
-        if (op->arg1 && !is_own(h, op->arg1))
-            return -XEN_EINVAL;
-        h->vcpu[PV_USER_CR3] = op->arg1 << 12;
-        return 0;
-    case MMUEXT_TLB_FLUSH_LOCAL:
+        return new_user_baseptr(h, op->arg1, result);
     case MMUEXT_TLB_FLUSH_MULTI:
+    case MMUEXT_INVLPG_MULTI:
+        if (!guest_range(h, op->arg2, 8, false))
+            return SLOW;
+        break;
+    case MMUEXT_TLB_FLUSH_LOCAL:
     case MMUEXT_TLB_FLUSH_ALL:
-        flush_all(h);
-        return 0;
-    default: /* the three INVLPG */
-        flush_page(h, op->arg1);
-        return 0;
+    case MMUEXT_INVLPG_LOCAL:
+    case MMUEXT_INVLPG_ALL:
+        break;
+    default:
+        return SLOW;
     }
+    if (command == MMUEXT_TLB_FLUSH_LOCAL || command == MMUEXT_TLB_FLUSH_MULTI ||
+        command == MMUEXT_TLB_FLUSH_ALL)
+        flush_all(h);
+    else if (is_guest_vaddr(op->arg1, 1))
+        flush_page(h, op->arg1);
+    return DONE;
 }
 
-enum outcome mmuext_op(struct hot *h, const u64 *args, s64 *result)
+enum outcome mmuext_op(struct hot *h, u64 *args, s64 *result)
 {
     struct mmuext_op_request batch[MAX_NATIVE_BATCH];
     u64 n = args[1] & 0xffffffff; /* with MMU_UPDATE_PREEMPTED it is too many */
     if (args[2] || args[3] != DOMID_SELF || !read_batch(h, args[0], n, sizeof *batch, batch))
         return SLOW;
-    for (u64 i = 0; i < n; i++)
-        if (!is_native_command((u32)batch[i].cmd))
-            return SLOW;
-    /* COMMIT */
     *result = 0;
     for (u64 i = 0; i < n && !*result; i++)
-        *result = extended(h, &batch[i]);
+        if (h->domain[DOM_DYING] || extended(h, &batch[i], result) == SLOW)
+            return leave_rest(args, i, n, sizeof *batch);
     return DONE;
 }

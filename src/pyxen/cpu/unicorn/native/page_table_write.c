@@ -248,11 +248,10 @@ static bool execute(struct hot *h, const struct write *w, u64 maddr)
     u64 source = (w->gpr < 0 ? w->immediate : env[w->gpr]) & mask;
     struct result r = compute(w, old, source, env[RAX] & mask, mask);
     u64 wanted = (*entry & ~(mask << shift)) | r.value << shift;
-    if (r.stores && check_entry(h, wanted, maddr & ~7ull))
+    s64 error = 0;
+    if (r.stores && (modify_entry(h, maddr & ~7ull, 1, wanted, false, &error) == SLOW || error))
         return false;
     /* COMMIT */
-    if (r.stores)
-        *entry = wanted;
     if (w->operation == OP_XCHG)
         write_gpr(h, w->gpr, old, w->size, mask);
     else if (!r.stores)
@@ -285,7 +284,10 @@ enum page_table_write page_table_write(struct hot *h, u64 vaddr)
         return WRITE_SLOW;
     /* Copied once, with zeros behind it: the decoder may look a few bytes past the end. */
     memcpy(buffer, code, MAX_INSTRUCTION);
-    if (!decode(buffer, &w) || (maddr & 7) + w.size > 8 || !is_guest_frame(h, maddr >> 12))
+    if (!decode(buffer, &w) || (maddr & 7) + w.size > 8)
         return WRITE_SLOW;
+    if (!is_guest_frame(h, maddr >> 12) || level_of(h, maddr >> 12) != 1 || h->domain[DOM_DYING])
+        return WRITE_SLOW;
+    begin_page_types();
     return execute(h, &w, maddr) ? WRITE_DONE : WRITE_SLOW;
 }

@@ -17,6 +17,7 @@ enum pv_vcpu_word {
     PV_CR3,
     PV_USER_CR3,
     PV_IOPL,
+    PV_LDT_ENTRIES,
     PV_TRAPS_ADDRESS = 16,
     PV_TRAPS_FLAGS = 16 + 256,
 };
@@ -32,6 +33,9 @@ enum pv_domain_word {
     DOM_M2P_MADDR,
     DOM_SLOW_ONLY,
     DOM_HYPERCALLS,
+    DOM_FLUSH_EPOCH,
+    DOM_DYING,
+    DOM_DYING_STACK,
     DOM_COUNT_SYSCALL = 32,
     DOM_COUNT_HYPERCALL,
     DOM_COUNT_IRET,
