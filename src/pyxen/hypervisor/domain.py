@@ -68,6 +68,8 @@ class Domain:
         self.events = EventChannels(memory, self.shared_info, self.vcpus)
         self.grants = GrantTable(memory, self.frames)
         self.vm_assists: set[int] = set()
+        self.memory_map: bytes | None = None
+        """What the guest set by XENMEM_set_memory_map: E820 entries."""
         self.shutdown_reason: ShutdownReason | None = None
         self.crash_cause: BaseException | None = None
         self.pause_count = 0

@@ -159,6 +159,18 @@ class PageTypes:
         self.get_page_and_type(mfn, _WRITABLE)
         self._put_page_and_type(mfn)
 
+    def check_unreferenced(self, mfn: int) -> None:
+        """Whether nothing at all refers to an ordinary frame of the guest (Xen's steal_page).
+
+        Raises: XenError(EINVAL), Restart.
+        """
+        self.finish_dying()
+        if self._memory.is_guest_frame(mfn) and self._records[mfn * 4] & PARTIAL:
+            self._abandon(mfn)
+        owned = self._memory.is_guest_frame(mfn) and self._frames.is_domains(mfn)
+        if not owned or self._records[mfn * 4 + 2]:
+            raise XenError(E.INVAL, f"frame {mfn:#x} is not the domain's alone")
+
     def release(self, mfn: int) -> bool:
         """The guest gives a frame back. True: it is free now. False: when nobody refers to it.
 

@@ -8,6 +8,7 @@ moment are kept here and belong to the hypervisor.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pyxen.abi.errno import E
@@ -20,6 +21,9 @@ from pyxen.types import PAGE_SHIFT, Mfn
 
 if TYPE_CHECKING:
     from pyxen.hypervisor.domain import DomainSpec
+
+SEARCHED_FRAMES = 4096
+"""How many free frames are looked at for a row: it must not take long."""
 
 
 class Reservation:
@@ -55,19 +59,42 @@ class Reservation:
         self._free.append(mfn)
         self.pages -= 1
 
-    def allocate(self) -> Mfn:
-        """Give the domain one more frame, zeroed.
+    def allocate(self, order: int = 0) -> Mfn:
+        """Give the domain 2**order more frames, zeroed, aligned and in a row; the first of them.
 
-        Raises: XenError(ENOMEM) when it has all that it may have.
+        Raises: XenError(ENOMEM) when it has all that it may have, or there is no such row.
         """
-        if self.pages >= self.max_pages or not self._free:
+        count = 1 << order
+        if self.pages + count > self.max_pages or not self._free:
             raise XenError(E.NOMEM, "the domain has its maximum of memory")
+        first = self._free[-1] if not order else self._find_row(count)
         # COMMIT
-        mfn = self._free.pop()
-        self._frames.give_to_domain(mfn)
-        self._memory.zero_page(mfn)
-        self.pages += 1
-        return Mfn(mfn)
+        if order:
+            row = range(first, first + count)
+            self._free = [mfn for mfn in self._free if mfn not in row]
+        else:
+            self._free.pop()
+        for mfn in range(first, first + count):
+            self._frames.give_to_domain(mfn)
+            self._memory.zero_page(mfn)
+        self.pages += count
+        return Mfn(first)
+
+    def _find_row(self, count: int) -> int:
+        """The first of `count` free frames in a row, the number a multiple of `count`."""
+        near = set(self._free[-SEARCHED_FRAMES:])
+        for first in sorted(mfn for mfn in near if mfn % count == 0):
+            if all(mfn in near for mfn in range(first, first + count)):
+                return first
+        raise XenError(E.NOMEM, f"no {count} free frames in a row")
+
+    def take_again(self, mfns: Iterable[int]) -> None:
+        """Give free frames to the domain again, with what is in them (an exchange that failed)."""
+        taken = set(mfns)
+        self._free = [mfn for mfn in self._free if mfn not in taken]
+        for mfn in taken:
+            self._frames.give_to_domain(mfn)
+        self.pages += len(taken)
 
     def set_m2p(self, mfn: int, pfn: int) -> None:
         """The guest's pseudo-physical number of a frame, as the M2P shows it."""

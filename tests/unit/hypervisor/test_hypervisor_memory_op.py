@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import pytest
-from pv_guest import DOMID, L1, NOT_MAPPED, PAGES, SELF, SPARE_PAGES, PvGuest
+from pv_guest import DOMID, L1, L4, NOT_MAPPED, PAGES, SELF, SPARE_PAGES, PvGuest
 
+from pyxen.abi._struct import XenStruct
 from pyxen.abi.errno import E
 from pyxen.abi.memory import (
+    E820Entry,
+    XenAddToPhysmap,
+    XenAddToPhysmapBatch,
+    XenForeignMemoryMap,
     XenMachphysMapping,
+    XenMachphysMfnList,
+    XENMEM_acquire_resource,
+    XENMEM_add_to_physmap,
+    XENMEM_add_to_physmap_batch,
+    XENMEM_claim_pages,
     XENMEM_current_reservation,
     XENMEM_decrease_reservation,
+    XENMEM_exchange,
+    XENMEM_get_pod_target,
+    XENMEM_get_sharing_freed_pages,
+    XENMEM_get_sharing_shared_pages,
+    XENMEM_get_vnumainfo,
     XENMEM_increase_reservation,
+    XENMEM_machine_memory_map,
+    XENMEM_machphys_compat_mfn_list,
     XENMEM_machphys_mapping,
+    XENMEM_machphys_mfn_list,
+    XENMEM_maximum_gpfn,
     XENMEM_maximum_ram_page,
     XENMEM_maximum_reservation,
     XENMEM_memory_map,
     XENMEM_populate_physmap,
+    XENMEM_remove_from_physmap,
+    XENMEM_reserved_device_memory_map,
+    XENMEM_set_memory_map,
     XenMemoryDomain,
+    XenMemoryExchange,
     XenMemoryMap,
     XenMemoryReservation,
+    XenPodTarget,
+    XenRemoveFromPhysmap,
+    XenReservedDeviceMemoryMap,
+    XenVnumaTopologyInfo,
 )
+from pyxen.abi.xen import SharedInfo
 from pyxen.hypervisor.hypercall import continuation
 from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
@@ -68,7 +96,8 @@ def test_the_memory_map(guest: PvGuest) -> None:
     assert op.nr_entries == 1
     entry = (0).to_bytes(8, "little") + ((PAGES + SPARE_PAGES) << 12).to_bytes(8, "little")
     assert guest.read(at, 20) == entry + (1).to_bytes(4, "little")
-    assert guest.op(OP, XENMEM_memory_map, XenMemoryMap(buffer=at))[0] == -E.INVAL
+    result, op = guest.op(OP, XENMEM_memory_map, XenMemoryMap(buffer=at))
+    assert (result, op.nr_entries) == (0, 0)
     bad = XenMemoryMap(nr_entries=1, buffer=NOT_MAPPED)
     assert guest.op(OP, XENMEM_memory_map, bad)[0] == -E.FAULT
 
@@ -160,7 +189,7 @@ class TestExtentLists:
 
     def test_other_domains_and_orders(self, guest: PvGuest, command: int) -> None:
         assert change(guest, command, MFN, domid=0) == 0
-        assert change(guest, command, MFN, extent_order=1) == 0
+        assert change(guest, command, MFN, extent_order=10) == 0
         assert change(guest, command, MFN, extent_order=0xFFFF_FFFF) == 0
 
     def test_no_extents_and_too_many(self, guest: PvGuest, command: int) -> None:
@@ -206,3 +235,177 @@ def test_a_long_list_is_done_in_pieces(guest: PvGuest, monkeypatch: pytest.Monke
     assert guest.domain.reservation.pages == PAGES - done
     assert guest.call(OP, guest.regs.rdi, op) == 25
     assert guest.domain.reservation.pages == PAGES - 25
+
+
+# --- larger extents ---------------------------------------------------------------------------
+
+
+def test_a_large_extent_is_aligned_and_in_a_row(guest: PvGuest) -> None:
+    assert change(guest, XENMEM_populate_physmap, 5000, extent_order=3) == 1
+    (first,) = guest.words(guest.vaddr(LIST), 1)
+    assert first % 8 == 0
+    assert [m2p(guest, first + n) for n in range(8)] == list(range(5000, 5008))
+    assert guest.domain.reservation.pages == PAGES + 8
+    assert change(guest, XENMEM_decrease_reservation, first, extent_order=3) == 1
+    assert guest.domain.reservation.pages == PAGES
+    assert change(guest, XENMEM_populate_physmap, 5000, extent_order=5) == 0, "more than there is"
+
+
+def test_no_row_that_is_long_enough(guest: PvGuest) -> None:
+    taken = XEN_PAGES + PAGES  # every fourth of the spare frames
+    assert change(guest, XENMEM_populate_physmap, *range(SPARE_PAGES)) == SPARE_PAGES
+    gaps = [taken + n for n in range(SPARE_PAGES) if n % 4]
+    assert change(guest, XENMEM_decrease_reservation, *gaps) == len(gaps)
+    assert change(guest, XENMEM_populate_physmap, 5000, extent_order=2) == 0
+    assert change(guest, XENMEM_populate_physmap, 5000, extent_order=1) == 1
+
+
+# --- exchange ---------------------------------------------------------------------------------
+
+
+def exchange(guest: PvGuest, given: list[int], pfns: list[int], **how: int) -> tuple[int, int]:
+    """(result, nr_exchanged); in_order, out_order, nr_exchanged, domid, out_at."""
+    lists = guest.vaddr(LIST), how.get("out_at", guest.vaddr(LIST + 1))
+    guest.write(lists[0], b"".join(mfn.to_bytes(8, "little") for mfn in given))
+    if "out_at" not in how:
+        guest.write(lists[1], b"".join(pfn.to_bytes(8, "little") for pfn in pfns))
+    sides = [
+        XenMemoryReservation(
+            extent_start=at, nr_extents=len(extents), extent_order=how.get(order, 0), domid=domid
+        )
+        for at, extents, order, domid in (
+            (lists[0], given, "in_order", how.get("domid", SELF)),
+            (lists[1], pfns, "out_order", SELF),
+        )
+    ]
+    op = XenMemoryExchange(in_=sides[0], out=sides[1], nr_exchanged=how.get("nr_exchanged", 0))
+    result, op = guest.op(OP, XENMEM_exchange, op)
+    return result, op.nr_exchanged
+
+
+def test_small_frames_for_a_large_one(guest: PvGuest) -> None:
+    mfns = [MFN + 4 + n for n in (3, 1, 2, 0)]
+    unmap(guest, *mfns)
+    assert exchange(guest, mfns, [700], out_order=2) == (0, 4)
+    (first,) = guest.words(guest.vaddr(LIST + 1), 1)
+    assert first % 4 == 0
+    assert [m2p(guest, first + n) for n in range(4)] == [700, 701, 702, 703]
+    assert guest.domain.reservation.pages == PAGES
+    assert audit(guest.domain) == []
+    assert exchange(guest, [first], [7, 9, 8, 6], in_order=2) == (0, 1)
+    assert sorted(m2p(guest, mfn) for mfn in guest.words(guest.vaddr(LIST + 1), 4)) == [6, 7, 8, 9]
+    assert guest.domain.reservation.pages == PAGES
+
+
+def test_an_exchange_that_fails_half_way_says_how_far_it_came(guest: PvGuest) -> None:
+    unmap(guest, MFN, MFN + 1)
+    before = guest.read(guest.vaddr(500), 4096)
+    assert exchange(guest, [MFN, L4, MFN + 1], [1, 2, 3]) == (-E.INVAL, 1)
+    assert guest.domain.frames.is_domains(MFN + 1)
+    assert guest.read(guest.vaddr(500), 4096) == before
+    assert audit(guest.domain) == []
+
+
+def test_an_exchange_without_a_row_leaves_everything(guest: PvGuest) -> None:
+    """Four frames that are not in a row, and no other free ones in a row of four."""
+    assert change(guest, XENMEM_populate_physmap, *range(SPARE_PAGES)) == SPARE_PAGES
+    mfns = [MFN + 8 * n for n in range(4)]
+    unmap(guest, *mfns)
+    guest.write(guest.vaddr(MFN - XEN_PAGES), b"mine")
+    assert exchange(guest, mfns, [700], out_order=2) == (-E.NOMEM, 0)
+    assert guest.memory.read(MFN << 12, 4) == b"mine"
+    assert guest.domain.reservation.pages == PAGES + SPARE_PAGES
+    assert audit(guest.domain) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "errno"),
+    [
+        ({"in_order": 10}, E.PERM),
+        ({"out_order": 10}, E.PERM),
+        ({"out_order": 1}, E.INVAL),
+        ({"nr_exchanged": 2}, E.INVAL),
+        ({"domid": 0}, E.INVAL),
+        ({"out_at": layout.M2P_VADDR}, E.FAULT),
+        ({"out_at": layout.DESCRIPTOR_VADDR}, E.FAULT),
+        ({"out_at": NOT_MAPPED}, E.FAULT),
+    ],
+)
+def test_bad_exchanges(guest: PvGuest, how: dict[str, int], errno: E) -> None:
+    """The last three are XSA-212: the output list is in the hypervisor's range, or nowhere."""
+    unmap(guest, MFN)
+    assert exchange(guest, [MFN], [1], **how)[0] == -errno
+    assert guest.domain.reservation.pages == PAGES
+    assert guest.domain.frames.is_domains(MFN)
+
+
+def test_frames_that_are_mapped_or_given_twice_are_not_exchanged(guest: PvGuest) -> None:
+    assert exchange(guest, [MFN], [1]) == (-E.INVAL, 0)
+    unmap(guest, MFN)
+    assert exchange(guest, [MFN, MFN], [1], out_order=1) == (-E.INVAL, 0)
+    assert exchange(guest, [layout.SHARED_INFO], [1]) == (-E.INVAL, 0)
+    assert exchange(guest, [MFN], [1], nr_exchanged=1) == (0, 1), "it is done already"
+
+
+# --- the rest ---------------------------------------------------------------------------------
+
+
+def test_a_memory_map_of_the_guests_own(guest: PvGuest) -> None:
+    entries = b"".join(E820Entry(addr=n << 20, size=1 << 20, type=2).pack() for n in range(3))
+    at, out = guest.put(entries), guest.vaddr(LIST)
+    own = XenForeignMemoryMap(domid=SELF, map=XenMemoryMap(nr_entries=3, buffer=at))
+    assert guest.call(OP, XENMEM_set_memory_map, guest.put(own)) == 0
+    _, op = guest.op(OP, XENMEM_memory_map, XenMemoryMap(nr_entries=128, buffer=out))
+    assert op.nr_entries == 3
+    assert guest.read(out, len(entries)) == entries
+    own.map.nr_entries = 129
+    assert guest.call(OP, XENMEM_set_memory_map, guest.put(own)) == -E.INVAL
+
+
+def test_the_frames_of_the_m2p(guest: PvGuest) -> None:
+    at = guest.vaddr(LIST)
+    _, op = guest.op(
+        OP, XENMEM_machphys_mfn_list, XenMachphysMfnList(max_extents=9, extent_start=at)
+    )
+    assert op.nr_extents == 1
+    assert guest.words(at, 1) == (guest.memory.m2p_mfn,)
+    _, op = guest.op(OP, XENMEM_machphys_mfn_list, XenMachphysMfnList(extent_start=at))
+    assert op.nr_extents == 0
+
+
+def test_the_maximum_gpfn_is_what_the_guest_says(guest: PvGuest) -> None:
+    at = guest.put(XenMemoryDomain(domid=SELF))
+    guest.memory.write_u64(guest.domain.shared_info + SharedInfo.OFFSET["arch"], 1000)
+    assert guest.call(OP, XENMEM_maximum_gpfn, at) == 999
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "errno"),
+    [
+        (XENMEM_add_to_physmap, XenAddToPhysmap(domid=SELF, space=0), E.ACCES),
+        (XENMEM_add_to_physmap, XenAddToPhysmap(domid=99), E.SRCH),
+        (XENMEM_add_to_physmap, XenAddToPhysmap(domid=SELF, space=4), E.NOSYS),
+        (XENMEM_add_to_physmap | 1 << 22, XenAddToPhysmap(domid=SELF), E.DOM),
+        (XENMEM_add_to_physmap_batch, XenAddToPhysmapBatch(domid=SELF), E.ACCES),
+        (XENMEM_add_to_physmap_batch, XenAddToPhysmapBatch(domid=SELF, space=3), E.OPNOTSUPP),
+        (XENMEM_remove_from_physmap, XenRemoveFromPhysmap(domid=SELF), E.ACCES),
+        (XENMEM_get_pod_target, XenPodTarget(domid=SELF), E.INVAL),
+        (XENMEM_get_vnumainfo, XenVnumaTopologyInfo(domid=SELF), E.OPNOTSUPP),
+        (XENMEM_get_vnumainfo, XenVnumaTopologyInfo(domid=SELF, pad=1), E.INVAL),
+        (XENMEM_machine_memory_map, XenMemoryMap(), E.PERM),
+        (XENMEM_claim_pages, XenMemoryReservation(), E.PERM),
+        (XENMEM_acquire_resource, XenMemoryReservation(), E.PERM),
+        (XENMEM_machphys_compat_mfn_list, XenMachphysMfnList(), E.OPNOTSUPP),
+        (XENMEM_maximum_ram_page | 1 << 6, XenMachphysMfnList(), E.INVAL),
+    ],
+)
+def test_what_is_refused(guest: PvGuest, command: int, argument: XenStruct, errno: E) -> None:
+    assert guest.call(OP, command, guest.put(argument)) == -errno
+
+
+def test_nothing_is_shared_or_reserved(guest: PvGuest) -> None:
+    assert guest.call(OP, XENMEM_get_sharing_freed_pages) == 0
+    assert guest.call(OP, XENMEM_get_sharing_shared_pages) == 0
+    op = XenReservedDeviceMemoryMap(nr_entries=4)
+    result, op = guest.op(OP, XENMEM_reserved_device_memory_map, op)
+    assert (result, op.nr_entries) == (0, 0)

@@ -118,9 +118,7 @@ ROWS = (
         10, "update_descriptor", desc.update_descriptor, "maddr desc", "call gates are refused"
     ),
     _missing(11, "(unused)", "Xen has no hypercall of this number"),
-    _partial(
-        12, "memory_op", memory_op, "cmd arg", "no exchange, machphys_mfn_list, physmap commands"
-    ),
+    _done(12, "memory_op", memory_op, "cmd arg"),
     _done(13, "multicall", multicall, "call_list nr_calls"),
     _done(14, "update_va_mapping", mmu.update_va_mapping, "va val flags"),
     _done(15, "set_timer_op", set_timer_op, "timeout"),
