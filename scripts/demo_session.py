@@ -35,8 +35,7 @@ class Session:
             data = os.read(self._process.stdout.fileno(), 65536) if ready else b""
             if not data:
                 sys.exit(f"\ndemo: the guest did not say {text.decode()!r}")
-            sys.stdout.buffer.write(data)
-            sys.stdout.flush()
+            _show(data)
             self._seen += data
         self._seen = self._seen.partition(text)[2]
 
@@ -49,10 +48,15 @@ class Session:
         """Show what is left, and wait for xl."""
         assert self._process.stdin is not None and self._process.stdout is not None
         while data := self._process.stdout.read(65536):
-            sys.stdout.buffer.write(data)
-        sys.stdout.flush()
+            _show(data)
         self._process.stdin.close()
         return self._process.wait(timeout=LIMIT_S)
+
+
+def _show(data: bytes) -> None:
+    """Without the shell's question where the cursor is: nobody is there to answer."""
+    sys.stdout.buffer.write(data.replace(b"\x1b[6n", b""))
+    sys.stdout.flush()
 
 
 def main() -> int:
