@@ -14,6 +14,7 @@ from bench.console import GuestFailure
 from bench.facts import load
 from bench.image import PROGRAM
 from bench.metrics import SECTIONS
+from bench.mmu import mmu_update_us
 from bench.peers import Guest, Peer, PyxenPeer
 from bench.processes import cpu_seconds, proportional_mib, resident_mib
 from pyxen.image.demo import PROMPT
@@ -131,6 +132,14 @@ def _sections(guest: Guest, run: Run) -> None:
         if inside >= LONG_S:
             run.clock_error = max(run.clock_error, abs(inside - outside) / inside)
     console.wait_for(b"@end", SECTION_S)
+
+
+def measure_hypercalls(peer: PyxenPeer) -> Run:
+    """Hypercalls of a guest without Linux, in this process."""
+    native = peer.name == "pyxen"
+    return Run(
+        peer.name, {"mmu_update": mmu_update_us(native=native, count=10**6 if native else 5000)}
+    )
 
 
 def _commands(peer: PyxenPeer) -> dict[str, float]:

@@ -43,9 +43,10 @@ IDLE: Final = (
     Metric("resident", "resident memory", "MiB"),
     Metric("proportional", "the same, shared pages in parts", "MiB"),
 )
+HYPERCALLS: Final = (Metric("mmu_update", "mmu_update of one entry", "us", limit=0.3),)
 COMMANDS: Final = (
     Metric("xl_list", "xl list", "s", limit=0.25),
     Metric("xl_create_n", "xl create -n", "s"),
     Metric("xend_resident", "resident memory of xend", "MiB"),
 )
-METRICS: Final = {m.name: m for m in (*BOOT, *SECTIONS, *IDLE, *COMMANDS)}
+METRICS: Final = {m.name: m for m in (*BOOT, *SECTIONS, *HYPERCALLS, *IDLE, *COMMANDS)}
