@@ -91,7 +91,7 @@ def _measure(options: argparse.Namespace, directory: Path) -> int:
     print(f"\n{report.table(summary, options.peers, BASE)}\n")
     for key, value in known.items():
         print(f"{key}: {value}")
-    if (worst := max(run.load for run in runs)) > BUSY:
+    if (worst := max((run.load for run in runs), default=0.0)) > BUSY:
         print(f"THE MACHINE WAS BUSY (load {worst:.1f}): do not trust wall times, nor their ratios")
     if not options.no_store:
         path = report.store(options.results, f"{date:%Y-%m-%dT%H%M%SZ}", known, runs, summary)
