@@ -175,8 +175,6 @@ def test_map_refusals(
     use_version(guest, version)
     grant_to_itself(guest, offered)
     wanted = request(guest, map_flags, **changes)
-    if wanted.host_addr == NOT_MAPPED:
-        wanted.host_addr = 0x1000
     before = guest.pte(WINDOW)
     assert status(guest, GNTTABOP_map_grant_ref, wanted) == expected
     assert is_untouched(guest, offered)
