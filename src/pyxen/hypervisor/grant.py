@@ -145,9 +145,9 @@ class GrantTable:
             raise XenError(E.NOSYS, f"grant table version {version} is not allowed")
         if version == self.version:
             return
-        busy = [gref for gref in self._active if gref >= GNTTAB_NR_RESERVED_ENTRIES]
-        if busy:
-            raise XenError(E.BUSY, f"reference {busy[0]} is in use")
+        for gref in self._active:
+            if gref >= GNTTAB_NR_RESERVED_ENTRIES:
+                raise XenError(E.BUSY, f"reference {gref} is in use")
         self.entries.set_version(version)
 
     def swap(self, one: int, other: int) -> None:

@@ -59,11 +59,12 @@ from pyxen.hypervisor.hypercall.grant_table_op_map import (
 )
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.pagetable import is_guest_vaddr
-from pyxen.types import PAGE_SHIFT, PAGE_SIZE, U32, U64
+from pyxen.types import PAGE_SHIFT, PAGE_SIZE, U32, U64, Mfn
 
 _COMMAND_MASK = 0xFFF
 """Above it a continued cache_flush keeps where it was; all others refuse anything there."""
 _NEGATIVE = 1 << 31
+_FRAMES_PER_UNIT = 8
 _STATUS = Struct("<h")
 _VERSION = Struct("<I")
 
@@ -235,7 +236,8 @@ def _get_status_frames(d: Domain, argument: int) -> int:
     return 0
 
 
-def _write_frames(d: Domain, vaddr: int, frames: list[Any]) -> int:
+def _write_frames(d: Domain, vaddr: int, frames: list[Mfn]) -> int:
+    work(d, len(frames) // _FRAMES_PER_UNIT)
     listed = d.space.try_write(vaddr, Struct(f"<{len(frames)}Q").pack(*frames))
     return GNTST_okay if listed else GNTST_bad_virt_addr
 
