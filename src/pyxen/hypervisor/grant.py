@@ -7,10 +7,8 @@ Later uses rest on what was found then, whatever the guest has made of the entry
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
@@ -31,7 +29,7 @@ from pyxen.abi.grant_table import (
 from pyxen.errors import XenError
 from pyxen.hypervisor.grant_entries import ENTRY_BYTES, Entry, SharedEntries, granted
 from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES, Maptrack
-from pyxen.memory.frames import FrameTable
+from pyxen.memory.frames import FrameTable, FrameType
 from pyxen.memory.layout import MAX_GRANT_FRAMES
 from pyxen.memory.machine import MachineMemory
 from pyxen.types import PAGE_SIZE, DomId, GrantRef, Mfn
@@ -55,20 +53,31 @@ class GrantRefused(XenError):
         self.status = status
 
 
-class Use(IntEnum):
-    """In which way a grant is used; each is counted by itself (GNTPIN_*)."""
+class Use(NamedTuple):
+    """In which ways a grant is used: indexes into ActiveEntry.pins, and whether one writes."""
 
-    HOST_WRITE = 0
-    HOST_READ = 1
-    DEVICE_WRITE = 2
-    DEVICE_READ = 3
+    pins: tuple[int, ...]
+    writes: bool
 
 
-_WRITES = (Use.HOST_WRITE, Use.DEVICE_WRITE)
+_HOST_WRITE, _HOST_READ, _DEVICE_WRITE, _DEVICE_READ = range(4)
+"""Uses are counted for each of these by itself (GNTPIN_*)."""
+
+READ, WRITE = Use((_HOST_READ,), False), Use((_HOST_WRITE,), True)
+NO_USE = Use((), False)
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+def use_of(*, host: bool, device: bool, writes: bool) -> Use:
+    """The use by a mapping for the CPU, for devices, or for both."""
+    pins = []
+    if host:
+        pins.append(_HOST_WRITE if writes else _HOST_READ)
+    if device:
+        pins.append(_DEVICE_WRITE if writes else _DEVICE_READ)
+    return Use(tuple(pins), writes) if pins else NO_USE
+
+
+class Extent(NamedTuple):
     """Bytes of a frame that may be copied."""
 
     mfn: Mfn
@@ -88,7 +97,7 @@ class ActiveEntry:
     @property
     def writers(self) -> int:
         """Uses of any kind that write."""
-        return self.pins[Use.HOST_WRITE] + self.pins[Use.DEVICE_WRITE]
+        return self.pins[_HOST_WRITE] + self.pins[_DEVICE_WRITE]
 
 
 class GrantTable:
@@ -103,9 +112,10 @@ class GrantTable:
         max_maptrack_frames: int = MAX_MAPTRACK_FRAMES,
         max_version: int = 2,
     ) -> None:
+        self._memory = memory
         self._frames = frames
         self._active: dict[int, ActiveEntry] = {}
-        self._frames_in_use: Counter[int] = Counter()
+        self._frames_in_use: dict[int, int] = {}
         self.max_frames = max_frames
         self.max_version = max_version
         self.entries = SharedEntries(memory, frames)
@@ -169,31 +179,33 @@ class GrantTable:
 
     # --- uses ---------------------------------------------------------------------------------
 
-    def acquire_to_map(self, gref: int, domid: int, uses: tuple[Use, ...]) -> Mfn:
-        """Begin one or two uses of a whole page. Raises: GrantRefused, with nothing changed."""
+    def acquire_to_map(self, gref: int, domid: int, use: Use) -> Mfn:
+        """Begin to use a whole page. Raises: GrantRefused, with nothing changed."""
         self._check_gref(gref)
         active = self._active.get(gref)
         if active is not None:
-            self._check_active(active, domid, uses)
+            self._check_active(active, domid, use)
             if active.is_sub_page:
                 raise GrantRefused(GNTST_general_error, f"reference {gref} is for copies only")
-        write = any(use in _WRITES for use in uses)
-        if active is None or (write and not active.writers):
+        if active is None or (use.writes and not active.writers):
             entry = self.entries.read(gref)
-            self._check_entry(entry, domid, active, write=write, mapping=True)
+            self._check_entry(entry, domid, active, write=use.writes, mapping=True)
             if active is None:
                 active = self._activate(entry, domid)
+        if not self._frames.is_domains(active.extent.mfn):
+            raise GrantRefused(GNTST_general_error, f"the frame of reference {gref} is gone")
+        self._hold(active.extent.mfn, use)
         # COMMIT
-        self._pin(gref, active, uses)
+        self._pin(gref, active, use)
         return active.extent.mfn
 
     def acquire_to_copy(self, gref: int, domid: int, *, write: bool) -> Extent:
         """Begin a copy. Raises: GrantRefused, with nothing changed."""
         self._check_gref(gref)
         active = self._active.get(gref)
-        use = Use.HOST_WRITE if write else Use.HOST_READ
+        use = WRITE if write else READ
         if active is not None:
-            self._check_active(active, domid, (use,))
+            self._check_active(active, domid, use)
         entry = self.entries.read(gref)
         if active is None or (write and not active.writers):
             self._check_entry(entry, domid, active, write=write, mapping=False)
@@ -203,17 +215,19 @@ class GrantTable:
             active = self._activate(entry, domid)
         elif not self._frames.is_domains(active.extent.mfn):
             raise GrantRefused(GNTST_bad_domain, f"the frame of reference {gref} is gone")
+        self._hold(active.extent.mfn, use)
         # COMMIT
-        self._pin(gref, active, (use,))
+        self._pin(gref, active, use)
         return active.extent
 
-    def release(self, gref: int, uses: tuple[Use, ...]) -> None:
-        """End uses that `acquire_…` began; the last one of a kind takes back its mark."""
+    def release(self, gref: int, use: Use) -> None:
+        """End a use that `acquire_…` began; the last one of a kind takes back its mark."""
         active = self._active[gref]
-        for use in uses:
-            active.pins[use] -= 1
+        self._let_go(active.extent.mfn, use)
+        for pin in use.pins:
+            active.pins[pin] -= 1
         marks = 0
-        if any(use in _WRITES for use in uses) and not active.writers:
+        if use.writes and not active.writers:
             marks |= GTF_writing
         if not any(active.pins):
             marks |= GTF_reading
@@ -230,7 +244,7 @@ class GrantTable:
 
     def accepts_transfer(self, gref: int, domid: int) -> bool:
         """Whether an entry waits for a page of a domain (gnttab_prepare_for_transfer)."""
-        if not self.entries.check(gref):
+        if gref >= self.entries.count:
             return False
         entry = self.entries.read(gref)
         return entry.flags == GTF_accept_transfer and entry.domid == domid
@@ -242,9 +256,9 @@ class GrantTable:
 
         Raises: XenError(EINVAL) for a reference that grants no whole page, XenError(EACCES) for
         writing to a read-only grant or for a grant to another domain, XenError(EBUSY) when it is
-        in use too often.
+        in use too often, or for writing to a page table.
         """
-        return self.acquire_to_map(gref, DOMAIN_0, (_host_use(write),))
+        return self.acquire_to_map(gref, DOMAIN_0, WRITE if write else READ)
 
     def begin_copy(self, gref: GrantRef, *, write: bool) -> Extent:
         """As `begin`, for a copy, of a sub-page grant too. The caller stays inside the extent."""
@@ -252,7 +266,7 @@ class GrantTable:
 
     def end(self, gref: GrantRef, *, write: bool) -> None:
         """Stop to use what `begin` or `begin_copy` gave."""
-        self.release(gref, (_host_use(write),))
+        self.release(gref, WRITE if write else READ)
 
     @property
     def uses(self) -> dict[GrantRef, tuple[int, int]]:
@@ -265,14 +279,14 @@ class GrantTable:
     # --- checks -------------------------------------------------------------------------------
 
     def _check_gref(self, gref: int) -> None:
-        if not self.entries.check(gref):
+        if not 0 <= gref < self.entries.count:
             raise GrantRefused(GNTST_bad_gntref, f"there is no grant reference {gref}")
 
     @staticmethod
-    def _check_active(active: ActiveEntry, domid: int, uses: tuple[Use, ...]) -> None:
+    def _check_active(active: ActiveEntry, domid: int, use: Use) -> None:
         if active.domid != domid:
             raise GrantRefused(GNTST_general_error, "in use by another domain", E.ACCES)
-        if any(active.pins[use] >= MAX_PINS for use in uses):
+        if any(active.pins[pin] >= MAX_PINS for pin in use.pins):
             raise GrantRefused(GNTST_general_error, "in use too often", E.BUSY)
 
     def _check_entry(
@@ -309,20 +323,41 @@ class GrantTable:
             return ActiveEntry(domid, extent, is_sub_page=True)
         return ActiveEntry(domid, Extent(mfn, 0, PAGE_SIZE), is_sub_page=False)
 
-    def _pin(self, gref: int, active: ActiveEntry, uses: tuple[Use, ...]) -> None:
+    def _hold(self, mfn: Mfn, use: Use) -> None:
+        """Keep a frame from becoming a table while it can be written through a grant.
+
+        Raises: GrantRefused(general_error) if it is a table. The hypervisor's own frames that the
+        guest may map never become one.
+        """
+        if not use.writes or not self._memory.is_guest_frame(mfn):
+            return
+        try:
+            if self._frames.is_table(mfn):
+                raise XenError(E.BUSY, f"frame {mfn:#x} is a {self._frames.type(mfn).name} table")
+            for _ in use.pins:
+                self._frames.get_type(mfn, FrameType.WRITABLE)
+        except XenError as refused:
+            raise GrantRefused(GNTST_general_error, str(refused), refused.errno) from None
+
+    def _let_go(self, mfn: Mfn, use: Use) -> None:
+        if use.writes and self._memory.is_guest_frame(mfn):
+            for _ in use.pins:
+                self._frames.put_type(mfn)
+
+    def _pin(self, gref: int, active: ActiveEntry, use: Use) -> None:
         if gref not in self._active:
+            mfn = active.extent.mfn
             self._active[gref] = active
-            self._frames_in_use[active.extent.mfn] += 1
-        for use in uses:
-            active.pins[use] += 1
-        write = any(use in _WRITES for use in uses)
-        self.entries.mark(gref, GTF_reading | (GTF_writing if write else 0))
+            self._frames_in_use[mfn] = self._frames_in_use.get(mfn, 0) + 1
+        for pin in use.pins:
+            active.pins[pin] += 1
+        self.entries.mark(gref, GTF_reading | GTF_writing if use.writes else GTF_reading)
 
     def _deactivate(self, gref: int) -> None:
         mfn = self._active.pop(gref).extent.mfn
-        self._frames_in_use[mfn] -= 1
-        if not self._frames_in_use[mfn]:
-            del self._frames_in_use[mfn]
+        left = self._frames_in_use.pop(mfn) - 1
+        if left:
+            self._frames_in_use[mfn] = left
 
 
 def refuse_of_domain_0(gref: int) -> NoReturn:
@@ -330,7 +365,3 @@ def refuse_of_domain_0(gref: int) -> NoReturn:
     if gref >= DOMAIN_0_ENTRIES:
         raise GrantRefused(GNTST_bad_gntref, f"domain 0 has no grant reference {gref}")
     raise GrantRefused(GNTST_general_error, "domain 0 grants nothing")
-
-
-def _host_use(write: bool) -> Use:
-    return Use.HOST_WRITE if write else Use.HOST_READ

@@ -9,7 +9,7 @@ guest can look at them without touching the entry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
@@ -36,8 +36,7 @@ _STATUS_PER_PAGE = PAGE_SIZE // STATUS_BYTES
 _MARKS = GTF_reading | GTF_writing
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A copy of an entry; `second` is what version 2 has behind the header."""
 
     flags: int
@@ -71,6 +70,13 @@ class Entry:
         return self.frame & U32
 
 
+class _Place(NamedTuple):
+    """Where an array is, and the bytes of an element."""
+
+    start: int
+    size: int
+
+
 class SharedEntries:
     """The pages of one domain's grant table."""
 
@@ -80,12 +86,9 @@ class SharedEntries:
         self.version = 1
         self.nr_frames = 0
         self.nr_status_frames = 0
-        self.grow(INITIAL_FRAMES)
-
-    @property
-    def count(self) -> int:
+        self.count = 0
         """How many entries there are in this version."""
-        return (self.nr_frames << PAGE_SHIFT) // ENTRY_BYTES[self.version]
+        self.grow(INITIAL_FRAMES)
 
     def grow(self, nr_frames: int) -> None:
         """Have at least so many frames, and the status frames for them."""
@@ -94,6 +97,14 @@ class SharedEntries:
         self.nr_frames = max(self.nr_frames, nr_frames)
         if self.version == 2:
             self._grow_status()
+        self._place()
+
+    def _place(self) -> None:
+        """Where things are in this version: entries, and the marks of their use."""
+        self.count = (self.nr_frames << PAGE_SHIFT) // ENTRY_BYTES[self.version]
+        table = _Place(GRANT_FRAMES << PAGE_SHIFT, ENTRY_BYTES[self.version])
+        status = _Place(GRANT_STATUS_FRAMES << PAGE_SHIFT, STATUS_BYTES)
+        self._entries, self._marks = table, status if self.version == 2 else table
 
     def _grow_status(self) -> None:
         entries = (self.nr_frames << PAGE_SHIFT) // ENTRY_BYTES[2]
@@ -113,11 +124,11 @@ class SharedEntries:
     def read(self, gref: int) -> Entry:
         """A copy of an entry that exists."""
         at = self._maddr(gref) >> 2
+        dwords = self._memory.dwords
+        header, word = dwords[at], dwords[at + 1]
         if self.version == 1:
-            header, frame = self._memory.dwords[at : at + 2]
-            return Entry(header & U16, header >> 16, frame)
-        header, second = self._memory.dwords[at : at + 2]
-        return Entry(header & U16, header >> 16, self._memory.words[(at >> 1) + 1], second)
+            return Entry(header & U16, header >> 16, word)
+        return Entry(header & U16, header >> 16, self._memory.words[(at >> 1) + 1], word)
 
     def write(self, gref: int, entry: Entry) -> None:
         """Replace an entry that exists; its flags come last, as they make it valid."""
@@ -152,8 +163,7 @@ class SharedEntries:
 
     def swap(self, one: int, other: int) -> None:
         """Exchange two entries with their marks."""
-        size = ENTRY_BYTES[self.version]
-        self._swap_bytes(self._maddr(one), self._maddr(other), size)
+        self._swap_bytes(self._maddr(one), self._maddr(other), self._entries.size)
         if self.version == 2:
             self._swap_bytes(self._marks_maddr(one), self._marks_maddr(other), STATUS_BYTES)
 
@@ -181,6 +191,7 @@ class SharedEntries:
         self.version = version
         if version == 2:
             self._grow_status()
+        self._place()
         for n, entry in enumerate(reserved):
             marks = entry.flags & _MARKS
             self.write(n, Entry(entry.flags & ~_MARKS, entry.domid, entry.frame))
@@ -211,17 +222,13 @@ class SharedEntries:
             self._memory.bytes[at : at + PAGE_SIZE] = bytes(PAGE_SIZE)
         self.nr_status_frames = 0
 
-    def check(self, gref: int) -> bool:
-        """Whether there is such an entry."""
-        return 0 <= gref < self.count
-
     def _maddr(self, gref: int) -> int:
-        return (GRANT_FRAMES << PAGE_SHIFT) + gref * ENTRY_BYTES[self.version]
+        start, size = self._entries
+        return start + gref * size
 
     def _marks_maddr(self, gref: int) -> int:
-        if self.version == 1:
-            return self._maddr(gref)
-        return (GRANT_STATUS_FRAMES << PAGE_SHIFT) + gref * STATUS_BYTES
+        start, size = self._marks
+        return start + gref * size
 
 
 def granted(domid: int, mfn: int) -> Entry:

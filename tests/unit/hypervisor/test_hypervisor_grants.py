@@ -18,7 +18,7 @@ from grant_guest import (
     status_frames,
     use_version,
 )
-from pv_guest import DOMID, NOT_MAPPED, SELF, PvGuest
+from pv_guest import DOMID, L4, NOT_MAPPED, SELF, PvGuest
 
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
@@ -59,6 +59,7 @@ from pyxen.abi.grant_table import (
     GTF_transitive,
     GTF_writing,
 )
+from pyxen.abi.xen import MMUEXT_PIN_L1_TABLE, MmuextOp
 from pyxen.errors import XenError
 from pyxen.hypervisor.grant import MAX_PINS, GrantTable
 from pyxen.memory import layout
@@ -467,6 +468,34 @@ def test_too_many_uses(guest: PvGuest) -> None:
         grants.end(GREF, write=False)
     grants.end(GREF, write=True)
     assert grants.uses == {}
+
+
+def test_tables_are_not_written(guest: PvGuest) -> None:
+    """Neither is a table granted for writing, nor does what is written become a table."""
+    grants = guest.domain.grants
+    entry(guest, GTF_permit_access, mfn=L4)
+    assert refusal(guest, write=True) is E.BUSY
+    assert (flags(guest), grants.uses) == (GTF_permit_access, {})
+    assert grants.begin(GREF, write=False) == L4
+    grants.end(GREF, write=False)
+    entry(guest, GTF_permit_access)
+    grants.begin(GREF, write=True)
+    grants.begin(GREF, write=True)
+    grants.begin(GREF, write=False)
+    pin = MmuextOp(cmd=MMUEXT_PIN_L1_TABLE, arg1=MFN)
+    assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == -E.BUSY
+    grants.end(GREF, write=True)
+    assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == -E.BUSY
+    grants.end(GREF, write=True)
+    assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == 0
+    assert refusal(guest, write=True) is E.BUSY
+
+
+def test_the_tables_own_frame_can_be_granted(guest: PvGuest) -> None:
+    entry(guest, GTF_permit_access, mfn=layout.GRANT_FRAMES)
+    guest.domain.grants.begin(GREF, write=True)
+    guest.domain.grants.end(GREF, write=True)
+    assert guest.domain.frames.type(layout.GRANT_FRAMES) is FrameType.SHARED
 
 
 def test_one_user_at_a_time(guest: PvGuest) -> None:

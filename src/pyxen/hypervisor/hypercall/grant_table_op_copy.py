@@ -21,7 +21,15 @@ from pyxen.abi.grant_table import (
 from pyxen.abi.xen import DOMID_SELF
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
-from pyxen.hypervisor.grant import DOMAIN_0, Extent, GrantRefused, Use, refuse_of_domain_0
+from pyxen.hypervisor.grant import (
+    DOMAIN_0,
+    READ,
+    WRITE,
+    Extent,
+    GrantRefused,
+    Use,
+    refuse_of_domain_0,
+)
 from pyxen.types import PAGE_SHIFT, PAGE_SIZE, U32, Mfn
 
 
@@ -37,9 +45,9 @@ def copy(d: Domain, op: GnttabCopy) -> None:
         try:
             _copy_bytes(d, op, source, dest)
         finally:
-            _release(d, op.dest, to_gref, Use.HOST_WRITE)
+            _release(d, op.dest, to_gref, WRITE)
     finally:
-        _release(d, op.source, from_gref, Use.HOST_READ)
+        _release(d, op.source, from_gref, READ)
 
 
 def _check_domain(d: Domain, domid: int, is_gref: bool) -> None:
@@ -52,23 +60,21 @@ def _check_domain(d: Domain, domid: int, is_gref: bool) -> None:
 
 def _claim(d: Domain, end: GnttabCopyPtr, is_gref: bool, *, write: bool) -> Extent:
     """What may be copied at this end."""
-    if not is_gref:
-        extent = Extent(Mfn(end.u), 0, PAGE_SIZE)
-        if not d.frames.is_domains(extent.mfn):
-            raise GrantRefused(GNTST_bad_page, f"frame {extent.mfn:#x} is not the domain's")
-    elif end.domid == DOMAIN_0:
-        refuse_of_domain_0(end.u & U32)
-    else:
-        extent = d.grants.acquire_to_copy(end.u & U32, d.domid, write=write)
-    if write and d.frames.is_table(extent.mfn):
-        _release(d, end, is_gref, Use.HOST_WRITE)
-        raise GrantRefused(GNTST_general_error, f"frame {extent.mfn:#x} cannot be written")
-    return extent
+    if is_gref:
+        if end.domid == DOMAIN_0:
+            refuse_of_domain_0(end.u & U32)
+        return d.grants.acquire_to_copy(end.u & U32, d.domid, write=write)
+    mfn = Mfn(end.u)
+    if not d.frames.is_domains(mfn):
+        raise GrantRefused(GNTST_bad_page, f"frame {mfn:#x} is not the domain's")
+    if write and d.frames.is_table(mfn):
+        raise GrantRefused(GNTST_general_error, f"frame {mfn:#x} is a table")
+    return Extent(mfn, 0, PAGE_SIZE)
 
 
 def _release(d: Domain, end: GnttabCopyPtr, is_gref: bool, use: Use) -> None:
     if is_gref:
-        d.grants.release(end.u & U32, (use,))
+        d.grants.release(end.u & U32, use)
 
 
 def _copy_bytes(d: Domain, op: GnttabCopy, source: Extent, dest: Extent) -> None:

@@ -14,7 +14,6 @@ from pyxen.abi.grant_table import (
     GNTST_bad_domain,
     GNTST_bad_gntref,
     GNTST_bad_handle,
-    GNTST_general_error,
     GNTST_no_space,
     GnttabMapGrantRef,
     GnttabUnmapAndReplace,
@@ -22,7 +21,7 @@ from pyxen.abi.grant_table import (
 )
 from pyxen.hypervisor import grant_mapping
 from pyxen.hypervisor.domain import Domain
-from pyxen.hypervisor.grant import DOMAIN_0, GrantRefused, Use, refuse_of_domain_0
+from pyxen.hypervisor.grant import DOMAIN_0, GrantRefused, Use, refuse_of_domain_0, use_of
 from pyxen.hypervisor.grant_maptrack import Mapping
 from pyxen.types import PAGE_SHIFT, GrantRef
 
@@ -33,8 +32,8 @@ def map_grant_ref(d: Domain, op: GnttabMapGrantRef) -> None:
     Without an IOMMU a mapping for devices is only a use that is counted.
     Raises: GrantRefused, with nothing mapped.
     """
-    uses = _uses(op.flags)
-    if not uses:
+    use = _use(op.flags)
+    if not use.pins:
         raise GrantRefused(GNTST_bad_gntref, f"a mapping for nobody, flags {op.flags:#x}")
     if op.dom not in (d.domid, DOMAIN_0):
         raise GrantRefused(GNTST_bad_domain, f"there is no domain {op.dom}")
@@ -44,7 +43,7 @@ def map_grant_ref(d: Domain, op: GnttabMapGrantRef) -> None:
     try:
         if op.dom == DOMAIN_0:
             refuse_of_domain_0(op.ref)
-        mfn = _acquire_and_map(d, op, uses)
+        mfn = _acquire_and_map(d, op, use)
     except GrantRefused:
         d.grants.maptrack.put(handle)
         raise
@@ -52,18 +51,13 @@ def map_grant_ref(d: Domain, op: GnttabMapGrantRef) -> None:
     op.handle, op.dev_bus_addr = handle, mfn << PAGE_SHIFT
 
 
-def _acquire_and_map(d: Domain, op: GnttabMapGrantRef, uses: tuple[Use, ...]) -> int:
-    mfn = d.grants.acquire_to_map(op.ref, d.domid, uses)
+def _acquire_and_map(d: Domain, op: GnttabMapGrantRef, use: Use) -> int:
+    mfn = d.grants.acquire_to_map(op.ref, d.domid, use)
     try:
-        # An entry in use may name a frame that the domain has given away since.
-        if not d.frames.is_domains(mfn):
-            raise GrantRefused(GNTST_general_error, f"frame {mfn:#x} is not the domain's")
-        if not op.flags & GNTMAP_readonly and d.frames.is_table(mfn):
-            raise GrantRefused(GNTST_general_error, f"frame {mfn:#x} cannot be written")
         if op.flags & GNTMAP_host_map:
             grant_mapping.create(d, op.host_addr, mfn, op.flags)
     except GrantRefused:
-        d.grants.release(op.ref, uses)
+        d.grants.release(op.ref, use)
         raise
     return mfn
 
@@ -96,18 +90,16 @@ def _unmap(d: Domain, handle: int, host_addr: int, dev_bus_addr: int, new_addr: 
             grant_mapping.destroy(d, host_addr, mfn, flags)
         done |= GNTMAP_host_map
     # COMMIT
-    grants.release(ref, _uses(done | flags & GNTMAP_readonly))
+    grants.release(ref, _use(done | flags & GNTMAP_readonly))
     mapping.flags &= ~done
     if not mapping.flags & (GNTMAP_device_map | GNTMAP_host_map):
         grants.maptrack.put(handle)
 
 
-def _uses(flags: int) -> tuple[Use, ...]:
+def _use(flags: int) -> Use:
     """How the GNTMAP_* flags use a grant."""
-    readonly = bool(flags & GNTMAP_readonly)
-    uses = []
-    if flags & GNTMAP_device_map:
-        uses.append(Use.DEVICE_READ if readonly else Use.DEVICE_WRITE)
-    if flags & GNTMAP_host_map:
-        uses.append(Use.HOST_READ if readonly else Use.HOST_WRITE)
-    return tuple(uses)
+    return use_of(
+        host=bool(flags & GNTMAP_host_map),
+        device=bool(flags & GNTMAP_device_map),
+        writes=not flags & GNTMAP_readonly,
+    )
