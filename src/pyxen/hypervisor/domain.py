@@ -66,7 +66,7 @@ class Domain:
         self.reservation = Reservation(memory, self.frames, self.types, spec)
         self.vcpus: dict[VcpuId, Vcpu] = {}
         self.events = EventChannels(memory, self.shared_info, self.vcpus)
-        self.grants = GrantTable(memory, self.frames)
+        self.grants = GrantTable(memory, self.frames, self.types)
         self.vm_assists: set[int] = set()
         self.memory_map: bytes | None = None
         """What the guest set by XENMEM_set_memory_map: E820 entries."""

@@ -1,101 +1,376 @@
-"""The grant table, version 1: what the guest lets the host's back ends use.
+"""The grant table of a domain: what it lets domain 0 (the host) or itself use, and what is in use.
 
-Source: public/grant_table.h (grant_entry_v1, GTF_*).
-
-An entry is 8 bytes that the guest may change at any time: it is read once, checked, and the use
-is noted in it by setting GTF_reading/GTF_writing, as guests look at these before they take it back.
+Source: public/grant_table.h; the rules of use are those of xen/common/grant_table.c as they show
+to guests: an entry is checked when its first use begins, and again for the first use that writes.
+Later uses rest on what was found then, whatever the guest has made of the entry meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn
+
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
+    GNTTAB_NR_RESERVED_ENTRIES,
+    GNTST_bad_domain,
+    GNTST_bad_gntref,
+    GNTST_bad_page,
+    GNTST_eagain,
+    GNTST_general_error,
+    GTF_accept_transfer,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
-    GTF_type_mask,
+    GTF_sub_page,
+    GTF_transitive,
     GTF_writing,
 )
 from pyxen.errors import XenError
+from pyxen.hypervisor.grant_entries import ENTRY_BYTES, Entry, SharedEntries, granted
+from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES, Maptrack
+from pyxen.hypervisor.page_types import PageTypes
 from pyxen.memory.frames import FrameTable
-from pyxen.memory.layout import GRANT_FRAMES, MAX_GRANT_FRAMES
+from pyxen.memory.layout import MAX_GRANT_FRAMES
 from pyxen.memory.machine import MachineMemory
-from pyxen.types import PAGE_SHIFT, GrantRef, Mfn
+from pyxen.types import PAGE_SIZE, DomId, GrantRef, Mfn
 
-ENTRY_BYTES = 8
-ENTRIES_PER_FRAME = (1 << PAGE_SHIFT) // ENTRY_BYTES
-INITIAL_FRAMES = 1
+DOMAIN_0 = DomId(0)
+DOMAIN_0_ENTRIES = PAGE_SIZE // ENTRY_BYTES[1]
+"""Domain 0 is the host. To guests it has a table of one frame, in which all entries are invalid."""
+
+MAX_PINS = 128
+"""How often an entry can be in use in one way: GNTPIN_incr2oflow_mask refuses the next one."""
+
+_START_MASK = 0x7FFF
+"""Xen keeps the start of a sub-page grant in 15 bits."""
+
+
+class GrantRefused(XenError):
+    """A refusal with one of the GNTST_* codes for the guest; `errno` is for the back ends."""
+
+    def __init__(self, status: int, why: str, errno: E = E.INVAL) -> None:
+        super().__init__(errno, why)
+        self.status = status
+
+
+class Use(NamedTuple):
+    """In which ways a grant is used: indexes into ActiveEntry.pins, and whether one writes."""
+
+    pins: tuple[int, ...]
+    writes: bool
+
+
+_HOST_WRITE, _HOST_READ, _DEVICE_WRITE, _DEVICE_READ = range(4)
+"""Uses are counted for each of these by itself (GNTPIN_*)."""
+
+READ, WRITE = Use((_HOST_READ,), False), Use((_HOST_WRITE,), True)
+NO_USE = Use((), False)
+
+
+def use_of(*, host: bool, device: bool, writes: bool) -> Use:
+    """The use by a mapping for the CPU, for devices, or for both."""
+    pins = []
+    if host:
+        pins.append(_HOST_WRITE if writes else _HOST_READ)
+    if device:
+        pins.append(_DEVICE_WRITE if writes else _DEVICE_READ)
+    return Use(tuple(pins), writes) if pins else NO_USE
+
+
+class Extent(NamedTuple):
+    """Bytes of a frame that may be copied."""
+
+    mfn: Mfn
+    start: int
+    length: int
+
+
+@dataclass(slots=True)
+class ActiveEntry:
+    """What an entry said when its use began, and how often it is in use (active_grant_entry)."""
+
+    domid: int
+    extent: Extent
+    is_sub_page: bool
+    pins: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+
+    @property
+    def writers(self) -> int:
+        """Uses of any kind that write."""
+        return self.pins[_HOST_WRITE] + self.pins[_DEVICE_WRITE]
 
 
 class GrantTable:
-    """The grant entries of one domain and their uses by the host (domid 0)."""
+    """The grant table of one domain."""
 
-    def __init__(self, memory: MachineMemory, frames: FrameTable) -> None:
-        self._memory = memory
+    def __init__(
+        self,
+        memory: MachineMemory,
+        frames: FrameTable,
+        types: PageTypes,
+        *,
+        max_frames: int = MAX_GRANT_FRAMES,
+        max_maptrack_frames: int = MAX_MAPTRACK_FRAMES,
+        max_version: int = 2,
+    ) -> None:
         self._frames = frames
-        self.nr_frames = 0
-        self._uses: dict[GrantRef, tuple[int, int]] = {}
-        self.grow(INITIAL_FRAMES)
+        self._types = types
+        self._active: dict[int, ActiveEntry] = {}
+        self._frames_in_use: dict[int, int] = {}
+        self.max_frames = max_frames
+        self.max_version = max_version
+        self.entries = SharedEntries(memory, frames)
+        self.maptrack = Maptrack(max_maptrack_frames)
+
+    # --- the table ----------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """1 or 2."""
+        return self.entries.version
+
+    @property
+    def nr_frames(self) -> int:
+        """How many frames of entries the guest has."""
+        return self.entries.nr_frames
 
     def grow(self, nr_frames: int) -> None:
         """Have at least so many frames. Raises: XenError(ENOSPC) beyond the maximum."""
-        if nr_frames > MAX_GRANT_FRAMES:
-            raise XenError(E.NOSPC, f"{nr_frames} grant frames, {MAX_GRANT_FRAMES} are allowed")
-        for n in range(self.nr_frames, nr_frames):
-            self._frames.share_with_domain(GRANT_FRAMES + n)
-        self.nr_frames = max(self.nr_frames, nr_frames)
+        if nr_frames > self.max_frames:
+            raise XenError(E.NOSPC, f"{nr_frames} grant frames, {self.max_frames} are allowed")
+        self.entries.grow(nr_frames)
 
     def frame(self, index: int) -> Mfn:
         """The mfn of a frame of the table."""
-        return Mfn(GRANT_FRAMES + index)
+        return self.entries.frame(index)
+
+    def set_version(self, version: int) -> None:
+        """GNTTABOP_set_version: all entries but the reserved ones are gone afterwards.
+
+        Raises: XenError(EINVAL, ENOSYS) for a version that is none or not allowed, XenError(EBUSY)
+        while other than reserved entries are in use, and as SharedEntries.set_version.
+        """
+        if version not in (1, 2):
+            raise XenError(E.INVAL, f"grant table version {version}")
+        if version > self.max_version:
+            raise XenError(E.NOSYS, f"grant table version {version} is not allowed")
+        if version == self.version:
+            return
+        for gref in self._active:
+            if gref >= GNTTAB_NR_RESERVED_ENTRIES:
+                raise XenError(E.BUSY, f"reference {gref} is in use")
+        self.entries.set_version(version)
+
+    def swap(self, one: int, other: int) -> None:
+        """GNTTABOP_swap_grant_ref. Raises: GrantRefused(bad_gntref, eagain)."""
+        for gref in (one, other):
+            self._check_gref(gref)
+        if one == other:
+            return
+        for gref in (one, other):
+            if gref in self._active:
+                raise GrantRefused(GNTST_eagain, f"reference {gref} is in use", E.BUSY)
+        # COMMIT
+        self.entries.swap(one, other)
 
     def seed(self, gref: GrantRef, domid: int, mfn: int) -> None:
         """Grant a frame to a domain on the guest's behalf (libxl does it for console and store)."""
-        at = self._maddr(gref)
-        self._memory.dwords[(at >> 2) + 1] = mfn
-        self._memory.dwords[at >> 2] = GTF_permit_access | (domid << 16)
+        self._check_gref(gref)
+        self.entries.write(gref, granted(domid, mfn))
+
+    # --- uses ---------------------------------------------------------------------------------
+
+    def acquire_to_map(self, gref: int, domid: int, use: Use) -> Mfn:
+        """Begin to use a whole page. Raises: GrantRefused, with nothing changed."""
+        self._check_gref(gref)
+        active = self._active.get(gref)
+        if active is not None:
+            self._check_active(active, domid, use)
+            if active.is_sub_page:
+                raise GrantRefused(GNTST_general_error, f"reference {gref} is for copies only")
+        if active is None or (use.writes and not active.writers):
+            entry = self.entries.read(gref)
+            self._check_entry(entry, domid, active, write=use.writes, mapping=True)
+            if active is None:
+                active = self._activate(entry, domid)
+        if not self._frames.is_domains(active.extent.mfn):
+            raise GrantRefused(GNTST_general_error, f"the frame of reference {gref} is gone")
+        self._hold(active.extent.mfn, use)
+        # COMMIT
+        self._pin(gref, active, use)
+        return active.extent.mfn
+
+    def acquire_to_copy(self, gref: int, domid: int, *, write: bool) -> Extent:
+        """Begin a copy. Raises: GrantRefused, with nothing changed."""
+        self._check_gref(gref)
+        active = self._active.get(gref)
+        use = WRITE if write else READ
+        if active is not None:
+            self._check_active(active, domid, use)
+        entry = self.entries.read(gref)
+        if active is None or (write and not active.writers):
+            self._check_entry(entry, domid, active, write=write, mapping=False)
+        if self.version == 2 and entry.kind == GTF_transitive:
+            self._refuse_transitive(gref, entry)
+        if active is None:
+            active = self._activate(entry, domid)
+        elif not self._frames.is_domains(active.extent.mfn):
+            raise GrantRefused(GNTST_bad_domain, f"the frame of reference {gref} is gone")
+        self._hold(active.extent.mfn, use)
+        # COMMIT
+        self._pin(gref, active, use)
+        return active.extent
+
+    def release(self, gref: int, use: Use) -> None:
+        """End a use that `acquire_…` began; the last one of a kind takes back its mark."""
+        active = self._active[gref]
+        self._let_go(active.extent.mfn, use)
+        for pin in use.pins:
+            active.pins[pin] -= 1
+        marks = 0
+        if use.writes and not active.writers:
+            marks |= GTF_writing
+        if not any(active.pins):
+            marks |= GTF_reading
+            self._deactivate(gref)
+        self.entries.clear(gref, marks)
+
+    def active_frame(self, gref: int) -> Mfn:
+        """The frame of an entry in use."""
+        return self._active[gref].extent.mfn
+
+    def is_in_use(self, mfn: int) -> bool:
+        """Whether an entry in use names this frame."""
+        return mfn in self._frames_in_use
+
+    def accepts_transfer(self, gref: int, domid: int) -> bool:
+        """Whether an entry waits for a page of a domain (gnttab_prepare_for_transfer)."""
+        if gref >= self.entries.count:
+            return False
+        entry = self.entries.read(gref)
+        return entry.flags == GTF_accept_transfer and entry.domid == domid
+
+    # --- uses by the host ---------------------------------------------------------------------
 
     def begin(self, gref: GrantRef, *, write: bool) -> Mfn:
-        """Start to use a granted frame as domid 0.
+        """Start to use a granted page as domain 0 does that maps it.
 
-        Raises: XenError(EINVAL) for a reference that grants nothing, XenError(EACCES) for writing
-        to a read-only grant or for a grant to another domain.
+        Raises: XenError(EINVAL) for a reference that grants no whole page, XenError(EACCES) for
+        writing to a read-only grant or for a grant to another domain, XenError(EBUSY) when it is
+        in use too often, or for writing to a page table.
         """
-        at = self._maddr(gref)
-        word = self._memory.dwords[at >> 2]
-        mfn = self._memory.dwords[(at >> 2) + 1]
-        flags, domid = word & 0xFFFF, word >> 16
-        if flags & GTF_type_mask != GTF_permit_access:
-            raise XenError(E.INVAL, f"reference {gref} grants nothing")
-        if domid != 0 or (write and flags & GTF_readonly):
-            raise XenError(E.ACCES, f"reference {gref} does not allow this")
-        if not self._frames.is_domains(mfn):
-            raise XenError(E.INVAL, f"reference {gref} names frame {mfn:#x}")
-        # COMMIT
-        readers, writers = self._uses.get(gref, (0, 0))
-        self._uses[gref] = (readers + (not write), writers + write)
-        self._memory.dwords[at >> 2] = word | GTF_reading | (GTF_writing if write else 0)
-        return Mfn(mfn)
+        return self.acquire_to_map(gref, DOMAIN_0, WRITE if write else READ)
+
+    def begin_copy(self, gref: GrantRef, *, write: bool) -> Extent:
+        """As `begin`, for a copy, of a sub-page grant too. The caller stays inside the extent."""
+        return self.acquire_to_copy(gref, DOMAIN_0, write=write)
 
     def end(self, gref: GrantRef, *, write: bool) -> None:
-        """Stop to use a frame; the last user clears the marks in the entry."""
-        readers, writers = self._uses[gref]
-        readers, writers = readers - (not write), writers - write
-        at = self._maddr(gref) >> 2
-        if not writers:
-            self._memory.dwords[at] &= ~GTF_writing
-        if not writers and not readers:
-            self._memory.dwords[at] &= ~GTF_reading
-            del self._uses[gref]
-        else:
-            self._uses[gref] = (readers, writers)
+        """Stop to use what `begin` or `begin_copy` gave."""
+        self.release(gref, WRITE if write else READ)
 
     @property
     def uses(self) -> dict[GrantRef, tuple[int, int]]:
         """References in use: (readers, writers)."""
-        return dict(self._uses)
+        return {
+            GrantRef(gref): (sum(active.pins) - active.writers, active.writers)
+            for gref, active in self._active.items()
+        }
 
-    def _maddr(self, gref: int) -> int:
-        if not 0 <= gref < self.nr_frames * ENTRIES_PER_FRAME:
-            raise XenError(E.INVAL, f"there is no grant reference {gref}")
-        return (GRANT_FRAMES << PAGE_SHIFT) + gref * ENTRY_BYTES
+    # --- checks -------------------------------------------------------------------------------
+
+    def _check_gref(self, gref: int) -> None:
+        if not 0 <= gref < self.entries.count:
+            raise GrantRefused(GNTST_bad_gntref, f"there is no grant reference {gref}")
+
+    @staticmethod
+    def _check_active(active: ActiveEntry, domid: int, use: Use) -> None:
+        if active.domid != domid:
+            raise GrantRefused(GNTST_general_error, "in use by another domain", E.ACCES)
+        if any(active.pins[pin] >= MAX_PINS for pin in use.pins):
+            raise GrantRefused(GNTST_general_error, "in use too often", E.BUSY)
+
+    def _check_entry(
+        self, entry: Entry, domid: int, active: ActiveEntry | None, *, write: bool, mapping: bool
+    ) -> None:
+        """What an entry has to say for its first use, and for the first one that writes."""
+        if active is None:
+            kind = entry.kind
+            if mapping:
+                kind |= entry.flags & GTF_sub_page
+            passed_on = self.version == 2 and kind == GTF_transitive and not mapping
+            if kind != GTF_permit_access and not passed_on:
+                raise GrantRefused(GNTST_general_error, f"flags {entry.flags:#x} grant nothing")
+            if entry.domid != domid:
+                raise GrantRefused(GNTST_general_error, f"for domain {entry.domid}", E.ACCES)
+        if write and entry.flags & GTF_readonly:
+            raise GrantRefused(GNTST_general_error, "the grant is read-only", E.ACCES)
+
+    @staticmethod
+    def _refuse_transitive(gref: int, entry: Entry) -> NoReturn:
+        """Pass on what another domain granted: there is none that grants anything to this one."""
+        if entry.trans_domid == DOMAIN_0:
+            refuse_of_domain_0(entry.trans_gref)
+        raise GrantRefused(
+            GNTST_general_error, f"reference {gref} passes on a grant of domain {entry.trans_domid}"
+        )
+
+    def _activate(self, entry: Entry, domid: int) -> ActiveEntry:
+        if not self._frames.is_domains(entry.frame):
+            raise GrantRefused(GNTST_bad_page, f"frame {entry.frame:#x} is not the domain's")
+        mfn = Mfn(entry.frame)
+        if self.version == 2 and entry.flags & GTF_sub_page:
+            extent = Extent(mfn, entry.page_off & _START_MASK, entry.length)
+            return ActiveEntry(domid, extent, is_sub_page=True)
+        return ActiveEntry(domid, Extent(mfn, 0, PAGE_SIZE), is_sub_page=False)
+
+    def _hold(self, mfn: Mfn, use: Use) -> None:
+        """Keep a frame, and keep it from becoming a table while it can be written.
+
+        Raises: GrantRefused(general_error) if it is a table.
+        """
+        held = 0
+        try:
+            for _ in use.pins:
+                self._types.hold(mfn, writable=use.writes)
+                held += 1
+        except XenError as refused:
+            for _ in range(held):
+                self._types.let_go(mfn, writable=use.writes)
+            raise GrantRefused(GNTST_general_error, str(refused), E.BUSY) from None
+
+    def _let_go(self, mfn: Mfn, use: Use) -> None:
+        for _ in use.pins:
+            self._types.let_go(mfn, writable=use.writes)
+
+    @property
+    def held(self) -> Iterator[tuple[int, bool]]:
+        """(mfn, writable) for each time that a frame is held (page_audit.py)."""
+        for active in self._active.values():
+            for pin, count in enumerate(active.pins):
+                for _ in range(count):
+                    yield active.extent.mfn, pin in (_HOST_WRITE, _DEVICE_WRITE)
+
+    def _pin(self, gref: int, active: ActiveEntry, use: Use) -> None:
+        if gref not in self._active:
+            mfn = active.extent.mfn
+            self._active[gref] = active
+            self._frames_in_use[mfn] = self._frames_in_use.get(mfn, 0) + 1
+        for pin in use.pins:
+            active.pins[pin] += 1
+        self.entries.mark(gref, GTF_reading | GTF_writing if use.writes else GTF_reading)
+
+    def _deactivate(self, gref: int) -> None:
+        mfn = self._active.pop(gref).extent.mfn
+        left = self._frames_in_use.pop(mfn) - 1
+        if left:
+            self._frames_in_use[mfn] = left
+
+
+def refuse_of_domain_0(gref: int) -> NoReturn:
+    """What a guest gets that wants to use a grant of domain 0. Raises: GrantRefused, always."""
+    if gref >= DOMAIN_0_ENTRIES:
+        raise GrantRefused(GNTST_bad_gntref, f"domain 0 has no grant reference {gref}")
+    raise GrantRefused(GNTST_general_error, "domain 0 grants nothing")

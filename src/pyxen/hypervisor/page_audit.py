@@ -7,7 +7,6 @@ seen from the other side, by a walk over everything that can refer to a frame.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from pyxen.hypervisor.domain import Domain
 from pyxen.memory.frames import DYING, PARTIAL, PINNED, VALIDATED, FrameType
@@ -87,11 +86,8 @@ class _Audit:
             self.wrong.append(f"frame {mfn:#x}: flags {flags:#x} with {frames.uses(mfn)} uses")
 
 
-def audit(d: Domain, held_elsewhere: Iterable[tuple[int, bool]] = ()) -> list[str]:
-    """What is wrong with the frame table; empty if nothing is.
-
-    held_elsewhere: (mfn, writable) for each grant of the guest's that is mapped by somebody.
-    """
+def audit(d: Domain) -> list[str]:
+    """What is wrong with the frame table; empty if nothing is."""
     a = _Audit(d)
     frames = d.frames
     owned = [mfn for mfn in range(d.memory.total_pages) if frames.is_domains(mfn)]
@@ -106,7 +102,7 @@ def audit(d: Domain, held_elsewhere: Iterable[tuple[int, bool]] = ()) -> list[st
         if mfn < XEN_PAGES:
             a.use(mfn, FrameType.WRITABLE)
     a.roots()
-    for mfn, writable in held_elsewhere:
+    for mfn, writable in d.grants.held:
         if writable:
             a.use(mfn, FrameType.WRITABLE)
         else:

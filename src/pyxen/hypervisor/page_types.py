@@ -151,6 +151,30 @@ class PageTypes:
         self._put_page_and_type(mfn)
         self.settle()
 
+    def hold(self, mfn: int, *, writable: bool) -> None:
+        """Keep a frame for somebody outside of the guest's page tables (grants).
+
+        Raises: XenError(EINVAL), also for a frame whose validation or undoing has not ended.
+        """
+        if not writable:
+            self.get_page(mfn)
+            return
+        if self._frames.is_domains(mfn) and self._records[mfn * 4] & PARTIAL:
+            raise XenError(E.INVAL, f"frame {mfn:#x} is a page table just now")
+        self.get_page(mfn)
+        try:
+            self._get_type(mfn, _WRITABLE)
+        except XenError:
+            self.put_page(mfn)
+            raise
+
+    def let_go(self, mfn: int, *, writable: bool) -> None:
+        """The opposite of `hold`."""
+        if writable:
+            self._put_page_and_type(mfn)
+        else:
+            self.put_page(mfn)
+
     def check_writable(self, mfn: int) -> None:
         """Whether the frame may be written to now: no page or descriptor table.
 

@@ -40,6 +40,7 @@ _TWO_U32 = Struct("<2I")
 _KNOWN_PATHS = {
     int(layout.SHARED_INFO),
     *range(layout.GRANT_FRAMES, layout.GRANT_FRAMES + layout.MAX_GRANT_FRAMES),
+    *range(layout.GRANT_STATUS_FRAMES, layout.GRANT_STATUS_FRAMES + layout.MAX_GRANT_FRAMES // 8),
     *range(layout.GDT_L1, layout.GDT_L1 + 8),
 }
 

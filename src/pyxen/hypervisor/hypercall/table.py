@@ -131,7 +131,7 @@ ROWS = (
         "grant_table_op",
         grant_table_op,
         "cmd uop count",
-        "version 1; no map, copy, transfer by the guest",
+        "all of it, but with no other guests: only a domain's own grants, domain 0 gives none",
     ),
     _done(21, "vm_assist", cpu.vm_assist, "cmd type"),
     _done(
