@@ -160,6 +160,8 @@ class Twin:
             "pv": self.vcpu.pv.words.tolist(),
             "frames": bytes(d.frames._map[:frames]),
             "last": d.pv.recent_hypercalls()[-4:],
+            "calls": d.pv.calls.tolist(),
+            "failures": d.pv.failures.tolist(),
         }
 
     def page(self, frame: int) -> bytes:
