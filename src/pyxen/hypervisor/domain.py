@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from pyxen.cpu.base import Engine
@@ -19,6 +20,9 @@ from pyxen.memory.frames import FrameTable
 from pyxen.memory.guest import GuestSpace
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.types import PAGE_SHIFT, DomId, Port, VcpuId
+
+if TYPE_CHECKING:
+    from pyxen.hypervisor.tracing import Tracing
 
 
 class ShutdownReason(IntEnum):
@@ -74,6 +78,8 @@ class Domain:
         self.work_left = 0
         self.timers_changed = False
         self.last_words = b""
+        self.trace: Tracing | None = None
+        """Set while somebody traces."""
         self.on_shutdown: Callable[[ShutdownReason], None] = lambda reason: None
         self.on_log: Callable[[str], None] = lambda line: None
         self.current: Vcpu = self._add_vcpus(spec.max_vcpus)

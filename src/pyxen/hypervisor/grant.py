@@ -8,6 +8,8 @@ is noted in it by setting GTF_reading/GTF_writing, as guests look at these befor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
     GTF_permit_access,
@@ -35,6 +37,8 @@ class GrantTable:
         self._frames = frames
         self.nr_frames = 0
         self._uses: dict[GrantRef, tuple[int, int]] = {}
+        self.on_use: Callable[[str, GrantRef, bool], None] | None = None
+        """Told of each use by a trace: grant_map or grant_unmap, for writing or not."""
         self.grow(INITIAL_FRAMES)
 
     def grow(self, nr_frames: int) -> None:
@@ -75,6 +79,8 @@ class GrantTable:
         readers, writers = self._uses.get(gref, (0, 0))
         self._uses[gref] = (readers + (not write), writers + write)
         self._memory.dwords[at >> 2] = word | GTF_reading | (GTF_writing if write else 0)
+        if self.on_use is not None:
+            self.on_use("grant_map", gref, write)
         return Mfn(mfn)
 
     def end(self, gref: GrantRef, *, write: bool) -> None:
@@ -89,6 +95,8 @@ class GrantTable:
             del self._uses[gref]
         else:
             self._uses[gref] = (readers, writers)
+        if self.on_use is not None:
+            self.on_use("grant_unmap", gref, write)
 
     @property
     def uses(self) -> dict[GrantRef, tuple[int, int]]:

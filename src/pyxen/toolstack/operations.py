@@ -163,14 +163,30 @@ async def op_domid(xend: Xend, request: JsonObject) -> Any:
 
 
 async def op_console(xend: Xend, request: JsonObject) -> Any:
-    """Where the domain's console is served: the control socket of its process."""
-    domain = guest(xend, request, "have a console for")
+    """Where the domain's console is served."""
+    return _streams(xend, guest(xend, request, "have a console for"))
+
+
+async def op_trace(xend: Xend, request: JsonObject) -> Any:
+    """Where traces of the domain are served."""
+    return _streams(xend, guest(xend, request, "trace"))
+
+
+def _streams(xend: Xend, domain: Domain) -> JsonObject:
+    """The control socket of the domain's process, which serves its streams."""
     control.process_of(domain)
     return {
         "domid": domain.domid,
         "name": domain.record.name,
         "socket": str(xend.paths.domain_run(domain.domid) / "control.sock"),
     }
+
+
+async def op_hypercalls(xend: Xend, request: JsonObject) -> Any:
+    """How often a guest made each hypercall, and what its native path did."""
+    domain = guest(xend, request, "count hypercalls of")
+    counted = await control.process_of(domain).call("hypercalls")
+    return {"domid": domain.domid, "name": domain.record.name, **counted}
 
 
 async def op_dmesg(xend: Xend, request: JsonObject) -> Any:
@@ -206,6 +222,8 @@ class Toolstack:
             "rename": op_rename,
             "domid": op_domid,
             "console": op_console,
+            "trace": op_trace,
+            "hypercalls": op_hypercalls,
             "dmesg": op_dmesg,
             "version": op_version,
             "stop": op_stop,
