@@ -78,7 +78,7 @@ class TraceStream:
 
     def take(self, record: Record) -> None:
         """Count a record, or keep it for sending; what does not fit is lost."""
-        if self._why:
+        if self._limit and self._records == self._limit:
             return
         self._records += 1
         if self._form == "count":

@@ -101,8 +101,8 @@ def result_text(result: int) -> str:
 
 def number_text(name: str, value: Value) -> str:
     """A value as it is shown: addresses and large numbers in hexadecimal."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str) or name.endswith("_ns"):
+        return str(value)
     if (name in _ADDRESSES and value > 9) or value > _LARGEST_DECIMAL:
         return hex(value)
     return str(value)
