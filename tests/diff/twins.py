@@ -146,7 +146,7 @@ class Twin:
                 if _is_the_end(reason):
                     return "end"
                 d.space.cr3 = v.pv.cr3
-                self.loop.handle(v, reason)
+                self.loop.handler(v, reason)
             except DomainCrash as crash:
                 return f"crash: {crash}"
         return "does not end"
