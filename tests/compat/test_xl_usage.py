@@ -8,7 +8,7 @@ from pyxen.xl.main import main
 from pyxen.xl.table import COMMANDS
 
 HIDDEN = {"create": {"i"}}
-"""Options that real xl takes without a word, too."""
+"""Letters of our own for long options that have none."""
 
 WORKING = [command for command in COMMANDS.values() if command.where]
 
