@@ -263,19 +263,19 @@ class Tracing:
         if isinstance(reason, GuestSyscall):
             if "syscall" not in self._names:
                 return None
-            fields: decode.Fields = {"nr": regs.rax, "rip": hex(regs.rip)}
+            fields: decode.Fields = {"nr": regs.rax, "rip": regs.rip}
             return Record(0, v.vcpu_id, "trap", "syscall", fields)
         if not isinstance(reason, Trap):
             return None
         name = VECTORS.get(reason.vector, "int")
         if name not in self._names:
             return None
-        fields = {"vector": hex(reason.vector)} if name == "int" else {}
+        fields = {"vector": reason.vector} if name == "int" else {}
         if name == "page_fault":
-            fields["address"] = hex(reason.fault_address)
+            fields["address"] = reason.fault_address
         if reason.error_code or name in ("page_fault", "gp_fault"):
-            fields["error_code"] = hex(reason.error_code)
-        fields["rip"] = hex(regs.rip)
+            fields["error_code"] = reason.error_code
+        fields["rip"] = regs.rip
         fields["mode"] = "user" if self._d.engine.user_mode else "kernel"
         return Record(0, v.vcpu_id, "trap", name, fields)
 

@@ -186,7 +186,25 @@ async def op_hypercalls(xend: Xend, request: JsonObject) -> Any:
     """How often a guest made each hypercall, and what its native path did."""
     domain = guest(xend, request, "count hypercalls of")
     counted = await control.process_of(domain).call("hypercalls")
-    return {"domid": domain.domid, "name": domain.record.name, **counted}
+    native = counted.get("native")
+    return {
+        "domid": domain.domid,
+        "name": domain.record.name,
+        "calls": _counters(counted.get("calls")),
+        "failures": _counters(counted.get("failures")),
+        "native": {
+            name: count
+            for name, count in (native.items() if isinstance(native, dict) else ())
+            if name.isidentifier() and isinstance(count, int)
+        },
+    }
+
+
+def _counters(value: object) -> list[int]:
+    """What a domain process says is checked: a list of numbers, or an empty one."""
+    if isinstance(value, list) and all(isinstance(count, int) for count in value):
+        return value
+    return []
 
 
 async def op_dmesg(xend: Xend, request: JsonObject) -> Any:

@@ -163,8 +163,8 @@ def test_traps_and_what_became_of_them(traced: Traced) -> None:
         traced.handle(Trap(0))
     where = f"rip={TEXT:#x} mode=kernel"
     assert log.lines == [
-        f"page_fault address=0x1234 error_code=0x2 {where} -> guest",
-        f"gp_fault error_code=0x0 {where} -> emulated",
+        f"page_fault address=0x1234 error_code=2 {where} -> guest",
+        f"gp_fault error_code=0 {where} -> emulated",
         f"int vector=0x80 rip={TEXT + 2:#x} mode=kernel -> guest, as gp_fault",
         f"divide_error rip={HANDLER + 13:#x} mode=kernel -> crash",
     ]
@@ -176,7 +176,7 @@ def test_a_page_table_write_is_an_emulated_fault(traced: Traced) -> None:
     guest.regs.rip, guest.regs.rax = TEXT, guest.pte(50)
     guest.regs.rsi = guest.vaddr(3) + 50 * 8
     traced.handle(Trap(14, 3, guest.regs.rsi))
-    fault = f"page_fault address={guest.regs.rsi:#x} error_code=0x3"
+    fault = f"page_fault address={guest.regs.rsi:#x} error_code=3"
     assert log.lines == [f"{fault} rip={TEXT:#x} mode=kernel -> emulated"]
 
 
