@@ -50,9 +50,10 @@ _NO_NAMES = ("DOMID_FIRST_RESERVED", "DOMID_MASK", "SHUTDOWN_MAX")
 """Bounds, not names of a value."""
 _DOMIDS = ("dom", "domid", "remote_dom", "foreigndom", "domain_id")
 _ADDRESS_NAMES = (
-    "ss rip vector error_code mfn src_mfn linear_addr ptr val va base esp addr address maddr desc host_addr new_addr "
+    "mfn src_mfn linear_addr ptr val va base esp addr address maddr desc host_addr new_addr "
     "dev_bus_addr gpfn control_gfn array_gfn gmfn arg uop ureqs uops pdone traps frame_list "
-    "call_list event failsafe syscall buffer ports extent_start v_start v_end bitmap"
+    "call_list event failsafe syscall buffer ports extent_start v_start v_end bitmap "
+    "ss rip vector error_code"
 )
 _ADDRESSES = frozenset(_ADDRESS_NAMES.split())
 
