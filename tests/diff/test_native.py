@@ -10,6 +10,7 @@ import pytest
 
 from pyxen.cpu.base import Capabilities
 from pyxen.hypervisor.page_audit import audit
+from pyxen.hypervisor.tracing import ALL, Record, Tracing
 from pyxen.memory.pagetable import PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
 
 from .twins import (
@@ -446,3 +447,43 @@ def test_slow_only_hands_on_every_exit(pair: Pair) -> None:
     assert run_both(pair, "slow only") == "end"
     counters = pair[1].domain.pv.counters
     assert (counters["hypercall"], counters["slow"]) == (0, 2)  # the hypercall, and UD2
+
+
+class Seen:
+    """What a trace was told."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+        self.records: list[Record] = []
+
+    def take(self, record: Record) -> None:
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("names", [ALL, frozenset({"xen_version", "unknown", "pending"})])
+def test_a_traced_domain_does_the_same(pair: Pair, names: frozenset[str]) -> None:
+    """And each hypercall is seen that was asked for, whichever path the others take."""
+    requests = Requests(200)
+    native = pair[1]
+    seen = Seen(names)
+    Tracing(native.loop).add(seen)
+    wanted = 0
+    for n in range(ROUNDS // 4):
+        puts: list[tuple[int, bytes]] = []
+        number, arguments = requests.one(lambda a, b, puts=puts: puts.append((a, b)), kernel(DATA))
+        wanted += names == ALL or number in (NR_xen_version, 77)
+
+        def prepare(
+            twin: Twin,
+            puts: list[tuple[int, bytes]] = puts,
+            number: int = number,
+            arguments: tuple[int, ...] = arguments,
+        ) -> None:
+            for where, data in puts:
+                twin.put(where, data)
+            call(twin, number, arguments)
+
+        both(pair, prepare)
+        run_both(pair, (n, number, [hex(a) for a in arguments]))
+    assert len([r for r in seen.records if r.kind == "hypercall"]) == wanted > 0
+    assert (native.domain.pv.counters["hypercall"] == 0) == (names == ALL)

@@ -165,7 +165,7 @@ class Twin:
                 if _is_the_end(reason):
                     return "end"
                 d.space.cr3 = v.pv.cr3
-                self.loop.handle(v, reason)
+                self.loop.handler(v, reason)
             except DomainCrash as crash:
                 return f"crash: {crash}"
         return "does not end"
@@ -180,6 +180,8 @@ class Twin:
             "pv": self.vcpu.pv.words.tolist(),
             "frames": bytes(d.frames._map[:frames]),
             "last": d.pv.recent_hypercalls()[-4:],
+            "calls": d.pv.calls.tolist(),
+            "failures": d.pv.failures.tolist(),
         }
 
     def page(self, frame: int) -> bytes:

@@ -2,7 +2,7 @@
 
 import ctypes
 
-from pyxen.cpu.pvstate import RING_SLOTS, PvDomain, PvState, Word
+from pyxen.cpu.pvstate import NUMBERS, RING_SLOTS, PvDomain, PvState, Word
 
 
 def test_an_attribute_is_a_word_at_its_index() -> None:
@@ -43,3 +43,14 @@ def test_counters_by_name() -> None:
     pv.count_iret = 7
     assert pv.counters["iret"] == 7
     assert pv.counters["syscall"] == 0
+
+
+def test_calls_and_failures_by_number() -> None:
+    pv = PvDomain()
+    for number, result in ((29, 0), (29, -38), (32, -4096), (NUMBERS, -1), ((1 << 64) - 1, 0)):
+        pv.record_hypercall(number, (), result)
+    assert (pv.calls[29], pv.failures[29]) == (2, 1)
+    assert (pv.calls[32], pv.failures[32]) == (1, 0), "a large result is no error"
+    assert (pv.calls[NUMBERS - 1], pv.failures[NUMBERS - 1]) == (2, 1), "all unknown ones together"
+    assert sum(pv.calls) == pv.hypercalls
+    assert len(pv.recent_hypercalls()) == 5

@@ -46,7 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("doctor", "doctor:run", "Look whether everything that pyxen needs is there.")
-    add("hypercalls", "hypercalls:run", "List the hypercalls and how far each is done.")
+    hypercalls = add(
+        "hypercalls", "hypercalls:run", "List the hypercalls, how far each is done, and its use."
+    )
+    hypercalls.add_argument("domain", nargs="?", help="also how often this domain made each")
+    hypercalls.add_argument("--json", action="store_true", help="as JSON")
     _add_image(add("image", "image:run", "Make files to start a guest from."))
     add("env", "system:run_env", 'Print what Xen\'s own tools need, for eval "$(pyxen env)".')
     add("systemd-unit", "system:run_systemd_unit", "Print a systemd unit for a system-wide xend.")

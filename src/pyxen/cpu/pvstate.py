@@ -4,7 +4,8 @@ The hypervisor owns their meaning; an engine that has a hot path is told the add
 upon them inside its callbacks. Everything is u64 in host memory at fixed addresses, so that C sees
 the same words. One PvDomain a domain, one PvState a vCPU:
 
-    PvDomain.words   [ header | counters | hypercall ring: 64 x (nr, 6 arguments, result) ]
+    PvDomain.words   [ header | counters | hypercall ring: 64 x (nr, 6 arguments, result)
+                     | calls of each hypercall number: 64 | how many of them failed: 64   ]
     PvState.words    [ words  | 256 trap addresses | 256 trap flags                       ]
 
 The order of the Word declarations below is the order in memory and that of native/pvstate.h.
@@ -21,7 +22,12 @@ from pyxen.types import U64
 TRAPS: Final = 256
 RING_SLOTS: Final = 64
 RING_SLOT_WORDS: Final = 8
+NUMBERS: Final = 64
+"""Hypercall numbers that are counted one by one; the last counter is that of all others."""
+MAX_ERRNO: Final = 4095
 _HEADER_WORDS: Final = 64
+_CALLS: Final = _HEADER_WORDS + RING_SLOTS * RING_SLOT_WORDS
+_FAILURES: Final = _CALLS + NUMBERS
 
 
 class Word:
@@ -149,8 +155,12 @@ class PvDomain(_Shared):
     """Exits that the hot path looked at and left to the hypervisor."""
 
     def __init__(self) -> None:
-        super().__init__(_HEADER_WORDS + RING_SLOTS * RING_SLOT_WORDS)
-        self._ring = self.words[_HEADER_WORDS:]
+        super().__init__(_FAILURES + NUMBERS)
+        self._ring = self.words[_HEADER_WORDS:_CALLS]
+        self.calls: memoryview[int] = self.words[_CALLS:_FAILURES]
+        """How often each hypercall was made, natively or not, by number (see NUMBERS)."""
+        self.failures: memoryview[int] = self.words[_FAILURES:]
+        """How often each of them ended with an error."""
 
     def record_hypercall(self, number: int, args: tuple[int, ...], result: int) -> None:
         """Remember a hypercall; at most six arguments. Results may be negative."""
@@ -161,6 +171,10 @@ class PvDomain(_Shared):
             ring[slot + 1 + i] = args[i] & U64 if i < len(args) else 0
         ring[slot + 7] = result & U64
         self.words[9] += 1
+        counter = min(number, NUMBERS - 1)
+        self.calls[counter] += 1
+        if -MAX_ERRNO <= result < 0:
+            self.failures[counter] += 1
 
     def recent_hypercalls(self) -> list[HypercallRecord]:
         """The last RING_SLOTS hypercalls, oldest first."""

@@ -6,6 +6,7 @@ Every connection begins with one JSON line that says what it is:
     {"stream": "console", "replay": n}   the guest's console, both ways; the last n bytes first (-1:
                                          everything that is kept)
     {"stream": "xenstore"}               the guest's end of the xenstore protocol, for xend
+    {"stream": "trace", …}               what the domain does, while it does it: domain/trace.py
 
 The socket lies in a private directory: who can open it owns the domain.
 """
@@ -43,6 +44,7 @@ class Connection:
         self._output = bytearray()
         self._closed = False
         self._held = False
+        self._last = False
         self.on_data: Callable[[bytes], None] = self._header
         self.on_close: Callable[[], None] = lambda: None
         sock.setblocking(False)
@@ -60,6 +62,17 @@ class Connection:
     def send_json(self, message: dict[str, Any]) -> None:
         """Send one JSON line."""
         self.send(json.dumps(message).encode() + b"\n")
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer has not taken yet."""
+        return len(self._output)
+
+    def close_when_sent(self) -> None:
+        """Close as soon as the peer has taken everything, or has left."""
+        self._last = True
+        if not self._output:
+            self.close()
 
     def hold(self, held: bool) -> None:
         """Stop reading for a while: the peer's data waits in its socket."""
@@ -110,6 +123,9 @@ class Connection:
         except OSError:
             self.close()
             return
+        if self._last and not self._output:
+            self.close()
+            return
         self._want()
 
     def _want(self) -> None:
@@ -155,6 +171,9 @@ class Commands(Protocol):
     def open_xenstore(self, connection: Connection) -> None:
         """Make the connection the stream to xenstored."""
 
+    def open_trace(self, connection: Connection, header: dict[str, Any]) -> None:
+        """Make the connection a tracer."""
+
 
 class ControlServer:
     """Listens on control.sock."""
@@ -199,6 +218,8 @@ class ControlServer:
             self._commands.open_console(connection, int(header.get("replay", 0)))
         elif stream == "xenstore":
             self._commands.open_xenstore(connection)
+        elif stream == "trace":
+            self._commands.open_trace(connection, header)
         else:
             connection.close()
 

@@ -6,35 +6,19 @@ what cannot be read is left out.
 
 from __future__ import annotations
 
-import importlib
 import traceback
 from pathlib import Path
 
 from pyxen.builder.kernel import unpack
 from pyxen.builder.symbols import SymbolTable, find_symbols, system_map_beside
-from pyxen.cpu.pvstate import HypercallRecord
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor.domain import Domain
-from pyxen.hypervisor.hypercall import table
+from pyxen.hypervisor.hypercall import decode
 
 STACK_WORDS = 512
 STACK_LINES = 32
 CONSOLE_LINES = 40
 _KERNEL_HALF = 0xFFFF_8000_0000_0000
-
-# Where the names of a hypercall's commands are declared.
-_COMMANDS = {
-    "event_channel_op": ("event_channel", "EVTCHNOP_"),
-    "sched_op": ("sched", "SCHEDOP_"),
-    "vcpu_op": ("vcpu", "VCPUOP_"),
-    "memory_op": ("memory", "XENMEM_"),
-    "grant_table_op": ("grant_table", "GNTTABOP_"),
-    "xen_version": ("version", "XENVER_"),
-    "physdev_op": ("physdev", "PHYSDEVOP_"),
-    "callback_op": ("callback", "CALLBACKOP_"),
-    "vm_assist": ("xen", "VMASST_CMD_"),
-    "console_io": ("xen", "CONSOLEIO_"),
-}
 
 
 def report(domain: Domain, kernel: Path, console_tail: bytes) -> str:
@@ -125,29 +109,8 @@ def _hypercalls(domain: Domain) -> str:
     records = domain.pv.recent_hypercalls()
     if not records:
         return "No hypercalls were made."
-    lines = [f"  {describe(record)}" for record in records]
+    lines = [f"  {decode.describe(r.number, r.args, r.result)}" for r in records]
     return f"The last {len(lines)} hypercalls, oldest first:\n" + "\n".join(lines)
-
-
-def describe(record: HypercallRecord) -> str:
-    """A hypercall as in C: name(argument=value, …) = result."""
-    row = table.row_of(record.number)
-    arguments = []
-    for name, value in zip(row.arguments, record.args, strict=False):
-        text = f"{value:#x}" if value > 9 else str(value)
-        if name == "cmd":
-            text = _command(row.name, value) or text
-        arguments.append(f"{name}={text}")
-    return f"{row.name}({', '.join(arguments)}) = {record.result}"
-
-
-def _command(hypercall: str, value: int) -> str | None:
-    """The name of a command of a hypercall, from the module that declares it."""
-    if hypercall not in _COMMANDS:
-        return None
-    module, prefix = _COMMANDS[hypercall]
-    constants = vars(importlib.import_module(f"pyxen.abi.{module}"))
-    return next((n for n, v in constants.items() if n.startswith(prefix) and v == value), None)
 
 
 def _text(title: str, data: bytes) -> str:

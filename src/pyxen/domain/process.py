@@ -12,8 +12,10 @@ from typing import Any
 from pyxen.domain.control import Connection, ControlServer
 from pyxen.domain.machine import Machine, MachineSpec
 from pyxen.domain.reactor import Reactor
+from pyxen.domain.trace import Traces, refuse
 from pyxen.errors import UserError
 from pyxen.hypervisor.domain import ShutdownReason
+from pyxen.hypervisor.tracing import Tracing
 from pyxen.proto.xs import RemoteProtocolError
 
 CRASH_CONSOLE_BYTES = 4096
@@ -30,6 +32,7 @@ class DomainProcess:
         self.reactor = Reactor()
         self._server = ControlServer(Path(spec["run_dir"]) / "control.sock", self.reactor, self)
         self._machine: Machine | None = None
+        self._traces: Traces | None = None
         self.name = self._spec.domain.name
         self._commands = {
             "build": self._build,
@@ -38,6 +41,7 @@ class DomainProcess:
             "status": self._status,
             "destroy": self._destroy,
             "set_name": self._set_name,
+            "hypercalls": self._hypercalls,
         }
 
     def run(self) -> None:
@@ -47,6 +51,8 @@ class DomainProcess:
                 self.reactor.wait(None)
             else:
                 self._machine.runloop.run()
+        if self._traces is not None:
+            self._traces.end("destroyed")
         if self._machine is not None:
             self._machine.close()
         self._server.close()
@@ -74,6 +80,7 @@ class DomainProcess:
         machine.domain.on_shutdown = self._on_shutdown
         machine.domain.on_log = lambda line: self._server.publish({"event": "dmesg", "line": line})
         self._machine = machine
+        self._traces = Traces(Tracing(machine.runloop), self.reactor)
         return {
             "store_mfn": machine.built.store_mfn,
             "console_mfn": machine.built.console_mfn,
@@ -129,6 +136,15 @@ class DomainProcess:
         self.name = str(request["name"])
         return {}
 
+    def _hypercalls(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Calls and failures by number (the last: all unknown ones), and what was done natively."""
+        pv = self.machine.domain.pv
+        return {
+            "calls": pv.calls.tolist(),
+            "failures": pv.failures.tolist(),
+            "native": pv.counters,
+        }
+
     # --- streams ----------------------------------------------------------------------------
 
     def open_console(self, connection: Connection, replay: int) -> None:
@@ -160,12 +176,25 @@ class DomainProcess:
         connection.on_close = lambda: ring.disconnect(connection.send)
         ring.connect(connection.send, connection.hold)
 
+    def open_trace(self, connection: Connection, header: dict[str, Any]) -> None:
+        """Tell what the domain does, until it ends or the other side has had enough."""
+        if self._traces is None:
+            refuse(connection, UserError("the domain is not built yet"))
+            return
+        domain = self.machine.domain
+        told = {"domid": domain.domid, "name": self.name, "paused": domain.pause_count > 0}
+        self._traces.open(connection, header, told)
+        if domain.shutdown_reason is not None:
+            self._traces.end_soon(domain.shutdown_reason.name.lower())
+
     # --- the guest's end --------------------------------------------------------------------
 
     def _on_shutdown(self, reason: ShutdownReason) -> None:
         if reason is ShutdownReason.CRASH:
             self._server.publish({"event": "crash", "report": self._write_crash_report()})
         self._server.publish({"event": "shutdown", "reason": reason.name.lower()})
+        if self._traces is not None:
+            self._traces.end_soon(reason.name.lower())
 
     def _write_crash_report(self) -> str | None:
         from pyxen.domain.crash import report

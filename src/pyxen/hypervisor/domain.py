@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from pyxen.cpu.base import Engine
@@ -20,6 +21,9 @@ from pyxen.memory.frames import FrameTable, FrameType
 from pyxen.memory.guest import GuestSpace
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.types import PAGE_SHIFT, DomId, Port, VcpuId
+
+if TYPE_CHECKING:
+    from pyxen.hypervisor.tracing import Tracing
 
 
 class ShutdownReason(IntEnum):
@@ -78,6 +82,8 @@ class Domain:
         self.yielded = False
         self.timers_changed = False
         self.last_words = b""
+        self.trace: Tracing | None = None
+        """Set while somebody traces."""
         self.on_shutdown: Callable[[ShutdownReason], None] = lambda reason: None
         self.on_log: Callable[[str], None] = lambda line: None
         self.current: Vcpu = self._add_vcpus(spec.max_vcpus)

@@ -7,7 +7,7 @@ Later uses rest on what was found then, whatever the guest has made of the entry
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
@@ -123,6 +123,8 @@ class GrantTable:
         self.max_version = max_version
         self.entries = SharedEntries(memory, frames)
         self.maptrack = Maptrack(max_maptrack_frames)
+        self.on_use: Callable[[str, GrantRef, bool], None] | None = None
+        """Told of each use by a trace: grant_map or grant_unmap, for writing or not."""
 
     # --- the table ----------------------------------------------------------------------------
 
@@ -226,6 +228,8 @@ class GrantTable:
     def release(self, gref: int, use: Use) -> None:
         """End a use that `acquire_…` began; the last one of a kind takes back its mark."""
         active = self._active[gref]
+        if self.on_use is not None:
+            self.on_use("grant_unmap", GrantRef(gref), use.writes)
         self._let_go(active.extent.mfn, use)
         for pin in use.pins:
             active.pins[pin] -= 1
@@ -354,6 +358,8 @@ class GrantTable:
                     yield active.extent.mfn, pin in (_HOST_WRITE, _DEVICE_WRITE)
 
     def _pin(self, gref: int, active: ActiveEntry, use: Use) -> None:
+        if self.on_use is not None:
+            self.on_use("grant_map", GrantRef(gref), use.writes)
         if gref not in self._active:
             mfn = active.extent.mfn
             self._active[gref] = active

@@ -7,6 +7,7 @@ is runnable the thread sleeps in the kernel (`World.wait`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from pyxen.abi.xen import VIRQ_TIMER
@@ -60,6 +61,8 @@ class RunLoop:
     def __init__(self, domain: Domain, world: World, cpuid: CpuidPolicy) -> None:
         self.domain = domain
         self.world = world
+        self.handler: Callable[[Vcpu, Exit], None] = self.handle
+        """What exits go to: `handle`, or who looks at it for a trace (tracing.py)."""
         self._cpuid = cpuid
         self._vcpus = list(domain.vcpus.values())
         self._next = 0
@@ -94,7 +97,7 @@ class RunLoop:
             trap.deliver_events(d, vcpu)
             reason = engine.run()
             d.space.cr3 = vcpu.pv.cr3  # a native path may have changed it
-            self.handle(vcpu, reason)
+            self.handler(vcpu, reason)
             if d.timers_changed:
                 d.timers_changed = False
                 world.arm(self._deadline(vcpu))

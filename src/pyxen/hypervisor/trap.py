@@ -97,6 +97,8 @@ def deliver_events(d: Domain, v: Vcpu) -> None:
     """The upcall, if an event is pending, not masked, and the guest has a callback for it."""
     if v.pv.event_callback and v.upcall_pending and not v.upcall_mask:
         create_bounce_frame(d, v, v.pv.event_callback, None, mask_events=True)
+        if d.trace is not None:
+            d.trace.upcall(v)
 
 
 def create_bounce_frame(

@@ -163,14 +163,48 @@ async def op_domid(xend: Xend, request: JsonObject) -> Any:
 
 
 async def op_console(xend: Xend, request: JsonObject) -> Any:
-    """Where the domain's console is served: the control socket of its process."""
-    domain = guest(xend, request, "have a console for")
+    """Where the domain's console is served."""
+    return _streams(xend, guest(xend, request, "have a console for"))
+
+
+async def op_trace(xend: Xend, request: JsonObject) -> Any:
+    """Where traces of the domain are served."""
+    return _streams(xend, guest(xend, request, "trace"))
+
+
+def _streams(xend: Xend, domain: Domain) -> JsonObject:
+    """The control socket of the domain's process, which serves its streams."""
     control.process_of(domain)
     return {
         "domid": domain.domid,
         "name": domain.record.name,
         "socket": str(xend.paths.domain_run(domain.domid) / "control.sock"),
     }
+
+
+async def op_hypercalls(xend: Xend, request: JsonObject) -> Any:
+    """How often a guest made each hypercall, and what its native path did."""
+    domain = guest(xend, request, "count hypercalls of")
+    counted = await control.process_of(domain).call("hypercalls")
+    native = counted.get("native")
+    return {
+        "domid": domain.domid,
+        "name": domain.record.name,
+        "calls": _counters(counted.get("calls")),
+        "failures": _counters(counted.get("failures")),
+        "native": {
+            name: count
+            for name, count in (native.items() if isinstance(native, dict) else ())
+            if name.isidentifier() and isinstance(count, int)
+        },
+    }
+
+
+def _counters(value: object) -> list[int]:
+    """What a domain process says is checked: a list of numbers, or an empty one."""
+    if isinstance(value, list) and all(isinstance(count, int) for count in value):
+        return value
+    return []
 
 
 async def op_dmesg(xend: Xend, request: JsonObject) -> Any:
@@ -206,6 +240,8 @@ class Toolstack:
             "rename": op_rename,
             "domid": op_domid,
             "console": op_console,
+            "trace": op_trace,
+            "hypercalls": op_hypercalls,
             "dmesg": op_dmesg,
             "version": op_version,
             "stop": op_stop,

@@ -19,7 +19,8 @@ class Command(NamedTuple):
 
     options: (how it is written, what it does), for the help. short, long: for getopt; a long option
     stands for the short one of `long`. modifies, dry_run: whether the global -f and -N mean
-    something to it. arguments: how many it needs.
+    something to it. arguments: how many it needs. own: Xen does not have it. more: a text below the
+    options.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Command(NamedTuple):
     modifies: bool = False
     dry_run: bool = False
     arguments: int = 0
+    own: bool = False
+    more: str = ""
 
     def help(self) -> str:
         """The text of `xl help NAME`."""
@@ -42,6 +45,8 @@ class Command(NamedTuple):
             width = max(len(written) for written, _ in self.options) + 2
             lines = [f"{written:{width}}{does}" for written, does in self.options]
             text += "\nOptions:\n\n" + "\n".join(lines) + "\n"
+        if self.more:
+            text += f"\n{self.more}\n"
         return text
 
     def parse(self, words: list[str]) -> Words:

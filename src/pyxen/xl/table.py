@@ -1,7 +1,7 @@
 """Every command of xl, in the order in which `xl help` shows them.
 
 All of Xen's commands are here, so that abbreviations mean the same; those without a module are not
-there yet.
+there yet. `own` ones are not Xen's, and take no abbreviation from one of Xen's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ _SHUTDOWN_OPTIONS = (
     ("-F", "For HVM guests without PV drivers: press the ACPI button instead."),
     ("-w, --wait", "Return when it is done."),
 )
+
+_TRACE_NAMES = """\
+Names: each hypercall (`pyxen hypercalls`) and each trap (page_fault, gp_fault, invalid_op, syscall,
+…); pending, upcall; grant_map, grant_unmap. For several: hypercalls, events (or evtchn), grants (or
+gnttab), traps, mmu. The domain is slower while something is traced that native code does otherwise:
+mmu_update, mmuext_op, update_va_mapping, stack_switch, set_segment_base, multicall, iret, syscall,
+page_fault, gp_fault, upcall. Other names cost next to nothing."""
 
 _CREATE = Command(
     "create",
@@ -189,6 +196,28 @@ _COMMANDS = (
         (("-c", "And forget it."),),
         "c",
     ),
+    Command(
+        "trace",
+        "trace",
+        "[options] <Domain>",
+        "Show what a domain does: hypercalls, events, uses of grants, traps",
+        (
+            ("-e <names>", "Only these, with commas: mmu_update,evtchn,page_fault; see below."),
+            ("--hypercalls, --events", "Only hypercalls; only events and event_channel_op."),
+            ("--grants, --traps", "Only uses of grants and grant_table_op; only traps."),
+            ("-c", "Count: a table of calls, errors and time at the end, or at Ctrl-C."),
+            ("-n <count>", "End after so many records."),
+            ("-d <seconds>", "End after this time."),
+            ("-o <file>", "Write to a file."),
+            ("--json", "A JSON object for each record."),
+            _HELP,
+        ),
+        "e:cn:d:o:",
+        {"hypercalls": "H", "events": "E", "grants": "G", "traps": "T", "json": "j"},
+        arguments=1,
+        own=True,
+        more=_TRACE_NAMES,
+    ),
     *map(Command, ("top", "network-attach", "network-list", "network-detach", "channel-list")),
     *map(Command, ("block-attach", "block-list", "block-detach")),
     *(
@@ -243,8 +272,9 @@ COMMANDS = {command.name: command for command in _COMMANDS}
 
 
 def matches(word: str) -> list[Command]:
-    """The command of this name; else every one whose name begins with it."""
+    """The command of this name; else every one whose name begins with it, Xen's before ours."""
     exact = COMMANDS.get(word)
     if exact is not None:
         return [exact]
-    return [command for command in _COMMANDS if word and command.name.startswith(word)]
+    found = [command for command in _COMMANDS if word and command.name.startswith(word)]
+    return [command for command in found if not command.own] or found

@@ -13,7 +13,7 @@ from pyxen.abi.xen import StartInfo, StartInfoConsoleDomU
 VIRT_BASE = 0xFFFF_FFFF_8000_0000
 TEXT_PADDR = 0x10_0000
 M2P = 0xFFFF_8000_0000_0000
-EVENT_CHANNEL_OP, SCHED_OP = 32, 29
+EVENT_CHANNEL_OP, SCHED_OP, XEN_VERSION = 32, 29, 17
 CONSOLE = StartInfo.OFFSET["console"]
 MFN, EVTCHN = (CONSOLE + StartInfoConsoleDomU.OFFSET[name] for name in ("mfn", "evtchn"))
 OUT, OUT_PROD = XenconsInterface.OFFSET["out"], XenconsInterface.OFFSET["out_prod"]
@@ -22,7 +22,8 @@ OUT, OUT_PROD = XenconsInterface.OFFSET["out"], XenconsInterface.OFFSET["out_pro
 def tiny_kernel(text: bytes, end: str) -> bytes:
     """An ELF file.
 
-    end: "shutdown N", "sleep" (for ever), "spin", "crash" (an invalid instruction).
+    end: "shutdown N", "sleep" (for ever), "spin", "call" (a hypercall again and again),
+    "crash" (an invalid instruction).
     """
     code = _print(len(text)) + _end(end)
     reason = int(end.split()[1]) if end.startswith("shutdown") else 0
@@ -60,6 +61,9 @@ def _print(length: int) -> bytes:
 def _end(end: str) -> bytes:
     if end in ("crash", "spin"):
         return {"crash": b"\x0f\x0b", "spin": b"\xeb\xfe"}[end]
+    if end == "call":
+        code = b"\x31\xff\xb8" + struct.pack("<I", XEN_VERSION) + b"\x0f\x05"  # xor edi, edi; …
+        return code + b"\xeb" + struct.pack("b", -len(code) - 2)
     # A poll of no ports without a timeout sleeps, and does not look at what is masked.
     command = SCHEDOP_poll if end == "sleep" else SCHEDOP_shutdown
     code = b"\x48\x8d\x35WHY!"  # lea rsi, [argument]

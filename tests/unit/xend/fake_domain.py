@@ -106,6 +106,10 @@ class Guest:
                 self.run()
         elif cmd == "destroy":
             asyncio.get_running_loop().call_soon(self.stopped.set)
+        if cmd == "hypercalls":
+            counts = {29: (7, 1), 11: (4, 4), 43: (1, 0), 63: (2, 2)}
+            calls, failures = zip(*(counts.get(n, (0, 0)) for n in range(64)), strict=True)
+            return {"ok": {"calls": calls, "failures": failures, "native": {"iret": 5}}}
         return {"ok": self.status() if cmd == "status" else {}}
 
     async def control(self, reader, writer):
@@ -151,6 +155,31 @@ class Guest:
                     ask(xs.Write(node, b""))
                     self.end(message.payload.decode())
 
+    async def trace(self, reader, writer, header):
+        """What it was asked for, and a few lines; it ends when it is told to."""
+        lines = [
+            {"tracing": {"domid": 1, "name": "d1", "native": "traps" not in header["names"],
+                         "paused": self.pauses > 0}},
+            {"time_ns": 1_500_000, "vcpu": 0, "kind": "event", "nested": False,
+             "text": json.dumps(header)},
+            {"lost": 3},
+            {"time_ns": 12_000_000_000, "vcpu": 1, "kind": "hypercall", "nested": True,
+             "text": "stack_switch ss=0 -> 0"},
+        ]  # fmt: skip
+        if header["form"] == "count":
+            counts = [
+                ["event", "upcall", "", 2, 0, 0],
+                ["hypercall", "sched_op", "poll", 4, 1, 9000],
+            ]
+            lines[1:] = [{"counts": counts, "elapsed_ns": 2_000_000_000}]
+        for line in lines:
+            writer.write(json.dumps(line).encode() + b"\n")
+        if header["limit"] != 7:
+            if header["limit"] != 2:
+                await reader.readline()
+            end = {"end": "limit" if header["limit"] else "stopped", "records": 5, "lost": 3}
+            writer.write(json.dumps(end).encode() + b"\n")
+
     async def client(self, reader, writer):
         try:
             header = json.loads(await reader.readline())
@@ -161,6 +190,8 @@ class Guest:
                 await self.user(reader, writer, header["replay"])
             elif stream == "xenstore":
                 await self.xenstore(reader, writer)
+            elif stream == "trace":
+                await self.trace(reader, writer, header)
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:

@@ -1,5 +1,6 @@
 """The pyxen command."""
 
+import json
 import subprocess
 
 import pytest
@@ -38,6 +39,33 @@ def test_doctor_names_what_it_looked_at(pyxen):
 def test_hypercalls(pyxen):
     code, said = pyxen("hypercalls")
     assert code == 0 and "mmu_update" in said.out
+
+
+def test_hypercalls_of_a_domain(pyxen, host):
+    host.create("d1")
+    code, said = pyxen("hypercalls", "d1", "--json")
+    assert code == 0
+    shown = json.loads(said.out)
+    calls = {row["name"]: (row["calls"], row["failed"]) for row in shown["hypercalls"]}
+    assert shown["name"] == "d1"
+    assert (calls["sched_op"], calls["event_channel_op"]) == ((7, 1), (0, 0))
+    assert calls["(all others)"] == (3, 2), "11 is in the table, 43 and 63 are not"
+    assert shown["native"] == {"iret": 5}
+    code, said = pyxen("hypercalls", "d1")
+    [line] = [line for line in said.out.splitlines() if line.startswith(" 29 ")]
+    assert line.split() == ["29", "sched_op", "7", "1", "implemented"]
+    assert "iret                          5" in said.out
+
+
+def test_hypercalls_of_nobody(pyxen):
+    code, said = pyxen("hypercalls", "nobody")
+    assert code == 1 and "nobody is an invalid domain identifier" in said.err
+
+
+def test_hypercalls_as_json(pyxen):
+    code, said = pyxen("hypercalls", "--json")
+    rows = {row["name"]: row for row in json.loads(said.out)["hypercalls"]}
+    assert code == 0 and rows["iret"]["number"] == 23 and "calls" not in rows["iret"]
 
 
 def test_unit_and_version(pyxen):

@@ -184,6 +184,13 @@ def row_of(number: int) -> Row:
 
 
 def call(d: Domain, v: Vcpu, number: int, arguments: tuple[int, ...]) -> int:
+    """Carry out a hypercall, and tell who traces. Raises: Continue."""
+    if d.trace is not None:
+        return d.trace.hypercall(v, number, arguments)
+    return carry_out(d, v, number, arguments)
+
+
+def carry_out(d: Domain, v: Vcpu, number: int, arguments: tuple[int, ...]) -> int:
     """Carry out a hypercall. Errors are results: the only place where XenError becomes -errno.
 
     Raises: Continue if it was not done to the end.

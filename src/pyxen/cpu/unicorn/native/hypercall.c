@@ -1,4 +1,4 @@
-/* Dispatch, the ring of recent hypercalls, and the hypercalls that only set a word. */
+/* Dispatch, the ring of recent hypercalls and their counters, and the hypercalls that only set a word. */
 #include "hot.h"
 
 enum {
@@ -21,6 +21,10 @@ void record_hypercall(struct hot *h, u64 number, const u64 *args, s64 result)
     for (int i = 0; i < 6; i++)
         record[1 + i] = args && i < ARGUMENTS ? args[i] : 0;
     record[7] = (u64)result;
+    u64 counter = number < NUMBERS ? number : NUMBERS - 1;
+    h->domain[DOM_CALLS + counter]++;
+    if (result < 0 && result >= -MAX_ERRNO)
+        h->domain[DOM_FAILURES + counter]++;
 }
 
 static bool is_canonical(u64 vaddr)

@@ -50,9 +50,12 @@ enum pv_domain_word {
     DOM_COUNT_PORT_IO,
     DOM_COUNT_SLOW,
     DOM_RING = 64,
+    DOM_CALLS = 64 + 64 * 8,
+    DOM_FAILURES = DOM_CALLS + 64,
 };
 
 enum { RING_SLOTS = 64, RING_SLOT_WORDS = 8 };
+enum { NUMBERS = 64, MAX_ERRNO = 4095 };
 
 #define TRAP_MASK_EVENTS 4u
 #define CALLBACKF_mask_events 1u
