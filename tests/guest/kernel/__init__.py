@@ -113,7 +113,7 @@ def constants(text: str) -> str:
 
 def _source_of(case: Case, label: str) -> str:
     parts = (
-        (".text", f".globl {label}\n{label}:\n{case.code}\n    ret"),
+        (".text", f".globl {label}\n{label}:\n{case.code}\n    jmp case_end"),
         (".data", case.data),
         (".user", case.user),
     )

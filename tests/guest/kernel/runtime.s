@@ -35,7 +35,10 @@ start:
     mfn_of  l4, %rbx
     mmuext  MMUEXT_NEW_USER_BASEPTR, %rbx
     xor     %eax, %eax
-    call    *case_entry
+    jmp     *case_entry
+
+# Where a case ends that falls off its end.
+case_end:
     shutdown SHUTDOWN_poweroff
     ud2
 

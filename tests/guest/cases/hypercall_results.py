@@ -1,0 +1,327 @@
+"""One hypercall, one result: the commands that exist, and how the others are refused."""
+
+from __future__ import annotations
+
+from pyxen.abi.errno import E
+
+from ..case import Case, calls
+
+EPERM, ENOENT, EFAULT, EEXIST = -E.PERM.value, -E.NOENT.value, -E.FAULT.value, -E.EXIST.value
+EINVAL, ENOSYS, ESRCH, ENODEV = -E.INVAL.value, -E.NOSYS.value, -E.SRCH.value, -E.NODEV.value
+EACCES, ENXIO, EBUSY, EOPNOTSUPP = -E.ACCES.value, -E.NXIO.value, -E.BUSY.value, -E.OPNOTSUPP.value
+
+CASES: list[Case] = []
+_ = "xen/common/kernel.c do_xen_version"
+CASES += calls("xen_version", [
+    ("version", f"{_}: 4.17", "xen_version, $XENVER_version, $0", 4 << 16 | 17, ""),
+    ("pagesize", _, "xen_version, $XENVER_pagesize, $0", 4096, ""),
+    ("unknown", f"{_}: ENOSYS", "xen_version, $99, $@arg", ENOSYS, "@arg: .skip 1024"),
+    ("extraversion", _, "xen_version, $XENVER_extraversion, $@arg", 0, "@arg: .skip 16"),
+    ("fault", f"{_}: EFAULT", "xen_version, $XENVER_extraversion, $NOT_MAPPED", EFAULT, ""),
+    ("into-xen", "XSA-212's rule: no result into the hypervisor's range",
+     "xen_version, $XENVER_extraversion, %rbx", EFAULT, ""),
+    ("into-read-only", f"{_}: EFAULT", "xen_version, $XENVER_capabilities, l4", EFAULT, ""),
+    ("features", _, "xen_version, $XENVER_get_features, $@arg", 0, "@arg: .long 0, 0"),
+    ("features-beyond", f"{_}: submap 1 is EINVAL", "xen_version, $XENVER_get_features, $@arg",
+     EINVAL, "@arg: .long 1, 0"),
+    ("build-id", f"{_}: denied to a DomU", "xen_version, $XENVER_build_id, $0", EPERM, ""),
+])  # fmt: skip
+_ = "xen/arch/x86/hypercall.c: the table ends, and has holes"
+CASES += calls("number", [
+    ("none", f"{_}: ENOSYS", "_unused_11", ENOSYS, ""),
+    ("64", f"{_}: ENOSYS", "_beyond", ENOSYS, ""),
+    ("huge", f"{_}: ENOSYS", "_huge", ENOSYS, ""),
+    ("domctl", "xsm: only for domain 0", "domctl, $@arg", EPERM, "@arg: .skip 128"),
+    ("sysctl", "xsm: only for domain 0", "sysctl, $@arg", EPERM, "@arg: .skip 128"),
+    ("platform_op", "xsm: only for domain 0", "platform_op, $@arg", EPERM, "@arg: .skip 128"),
+    ("kexec_op", "xsm: only for domain 0", "kexec_op, $0, $@arg", EPERM, "@arg: .skip 128"),
+    ("hvm_op", "a PV domain has none", "hvm_op, $0, $@arg", ENOSYS, "@arg: .skip 128"),
+    ("sched_op_compat", "not the old sched_op", "sched_op_compat, $99, $0", ENOSYS, ""),
+])  # fmt: skip
+_ = "xen/common/sched/core.c do_sched_op"
+CASES += calls("sched_op", [
+    ("yield", _, "sched_op, $SCHEDOP_yield, $0", 0, ""),
+    ("unknown", f"{_}: ENOSYS", "sched_op, $99, $0", ENOSYS, ""),
+    ("shutdown-fault", f"{_}: EFAULT", "sched_op, $SCHEDOP_shutdown, $NOT_MAPPED", EFAULT, ""),
+    ("poll-fault", f"{_}: EFAULT", "sched_op, $SCHEDOP_poll, $NOT_MAPPED", EFAULT, ""),
+    ("poll-too-many", f"{_}: more than 128 ports are EINVAL", "sched_op, $SCHEDOP_poll, $@arg",
+     EINVAL, "@arg: .quad @arg\n .long 129, 0\n .quad 1"),
+    ("poll-bad-port", f"{_}: a port beyond the last is EINVAL", "sched_op, $SCHEDOP_poll, $@arg",
+     EINVAL, "@arg: .quad @p\n .long 1, 0\n .quad 1\n@p: .long 0x10000000"),
+    ("poll-bad-list", f"{_}: EFAULT", "sched_op, $SCHEDOP_poll, $@arg", EFAULT,
+     "@arg: .quad NOT_MAPPED\n .long 1, 0\n .quad 1"),
+    ("poll-past", "a timeout that is over: at once", "sched_op, $SCHEDOP_poll, $@arg", 0,
+     "@arg: .quad 0\n .long 0, 0\n .quad 1"),
+    ("watchdog-id", f"{_}: an id beyond the last is EINVAL", "sched_op, $SCHEDOP_watchdog, $@arg",
+     EINVAL, "@arg: .long 3, 10"),
+    ("watchdog-0-0", f"{_}: a new one without a timeout is EINVAL",
+     "sched_op, $SCHEDOP_watchdog, $@arg", EINVAL, "@arg: .long 0, 0"),
+    ("watchdog-new", f"{_}: the first is number 1", "sched_op, $SCHEDOP_watchdog, $@arg", 1,
+     "@arg: .long 0, 10"),
+    ("watchdog-unarmed", f"{_}: EINVAL", "sched_op, $SCHEDOP_watchdog, $@arg", EINVAL,
+     "@arg: .long 2, 10"),
+    ("shutdown_code", _, "sched_op, $SCHEDOP_shutdown_code, $@arg", 0, "@arg: .long 1"),
+    ("pin_override", f"{_}: EPERM for a DomU", "sched_op, $SCHEDOP_pin_override, $@arg", EPERM,
+     "@arg: .long 0"),
+])  # fmt: skip
+_ = "xen/common/memory.c do_memory_op"
+CASES += calls("memory_op", [
+    ("current", _, "memory_op, $XENMEM_current_reservation, $@arg", 2048,
+     "@arg: .word DOMID_SELF"),
+    ("maximum", _, "memory_op, $XENMEM_maximum_reservation, $@arg", 2064,
+     "@arg: .word DOMID_SELF"),
+    ("current-own-id", "the caller's own number is as good",
+     "memory_op, $XENMEM_current_reservation, $@arg", 2048, "@arg: .word 7"),
+    ("current-nobody", f"{_}: ESRCH", "memory_op, $XENMEM_current_reservation, $@arg", ESRCH,
+     "@arg: .word 999"),
+    ("current-fault", f"{_}: EFAULT", "memory_op, $XENMEM_current_reservation, $NOT_MAPPED",
+     EFAULT, ""),
+    ("unknown", f"{_}: ENOSYS", "memory_op, $40, $@arg", ENOSYS, "@arg: .skip 64"),
+    ("memory_map-0", "arch/x86/mm.c: no room for an entry is EINVAL",
+     "memory_op, $XENMEM_memory_map, $@arg", EINVAL, "@arg: .long 0, 0\n .quad @arg"),
+    ("memory_map", "arch/x86/mm.c", "memory_op, $XENMEM_memory_map, $@arg", 0,
+     "@arg: .long 8, 0\n .quad @map\n@map: .skip 160"),
+    ("memory_map-fault", "arch/x86/mm.c: EFAULT", "memory_op, $XENMEM_memory_map, $@arg", EFAULT,
+     "@arg: .long 8, 0\n .quad NOT_MAPPED"),
+    ("machine_memory_map", "only for domain 0", "memory_op, $XENMEM_machine_memory_map, $@arg",
+     EPERM, "@arg: .long 8, 0\n .quad @map\n@map: .skip 160"),
+    ("set_memory_map", "EPERM for a DomU", "memory_op, $XENMEM_set_memory_map, $@arg", EPERM,
+     "@arg: .word DOMID_SELF, 0, 0, 0\n .quad 0, 0"),
+    ("decrease-none", f"{_}: a list of none: 0 done",
+     "memory_op, $XENMEM_decrease_reservation, $@arg", 0,
+     "@arg: .quad @arg, 0\n .long 0, 0\n .word DOMID_SELF"),
+    ("decrease-foreign-frame", f"{_}: a frame that is not the guest's: 0 done",
+     "memory_op, $XENMEM_decrease_reservation, $@arg", 0,
+     "@arg: .quad @f, 1\n .long 0, 0\n .word DOMID_SELF\n.balign 8\n@f: .quad 1"),
+    ("decrease-no-frame", f"{_}: 0 done", "memory_op, $XENMEM_decrease_reservation, $@arg", 0,
+     "@arg: .quad @f, 1\n .long 0, 0\n .word DOMID_SELF\n.balign 8\n@f: .quad NO_FRAME"),
+    ("decrease-bad-list", f"{_}: 0 done", "memory_op, $XENMEM_decrease_reservation, $@arg", 0,
+     "@arg: .quad NOT_MAPPED, 1\n .long 0, 0\n .word DOMID_SELF"),
+    ("increase-16", f"{_}: as many as the maximum leaves room for",
+     "memory_op, $XENMEM_increase_reservation, $@arg", 16,
+     "@arg: .quad 0, 20\n .long 0, 0\n .word DOMID_SELF"),
+    ("exchange-into-xen", "XSA-212: the list of new frames lies in the hypervisor's range",
+     "memory_op, $XENMEM_exchange, $@arg", EFAULT,
+     "@arg: .quad @f, 1\n .long 0, 0\n .word DOMID_SELF, 0, 0, 0\n"
+     " .quad HYPERVISOR_VIRT_START, 1\n .long 0, 0\n .word DOMID_SELF, 0, 0, 0\n .quad 0\n"
+     "@f: .quad 0"),
+    ("exchange-done-too-many", f"{_}: nr_exchanged beyond the list is EINVAL",
+     "memory_op, $XENMEM_exchange, $@arg", EINVAL,
+     "@arg: .quad @f, 1\n .long 0, 0\n .word DOMID_SELF, 0, 0, 0\n"
+     " .quad @f, 1\n .long 0, 0\n .word DOMID_SELF, 0, 0, 0\n .quad 2\n@f: .quad 0"),
+])  # fmt: skip
+_ = "xen/common/event_channel.c"
+CASES += calls("event_channel_op", [
+    ("unknown", f"{_}: ENOSYS", "event_channel_op, $99, $@arg", ENOSYS, "@arg: .skip 64"),
+    ("send-fault", f"{_}: EFAULT", "event_channel_op, $EVTCHNOP_send, $NOT_MAPPED", EFAULT, ""),
+    ("send-free", f"{_}: EINVAL", "event_channel_op, $EVTCHNOP_send, $@arg", EINVAL,
+     "@arg: .long 77"),
+    ("send-0", f"{_}: port 0 is nobody's", "event_channel_op, $EVTCHNOP_send, $@arg", EINVAL,
+     "@arg: .long 0"),
+    ("send-beyond", f"{_}: EINVAL", "event_channel_op, $EVTCHNOP_send, $@arg", EINVAL,
+     "@arg: .long 0xffffffff"),
+    ("send-console", f"{_}: a channel of the host", "event_channel_op, $EVTCHNOP_send, $@arg", 0,
+     "@arg: .long 2"),
+    ("close-free", f"{_}: EINVAL", "event_channel_op, $EVTCHNOP_close, $@arg", EINVAL,
+     "@arg: .long 77"),
+    ("close-console", f"{_}: the guest may", "event_channel_op, $EVTCHNOP_close, $@arg", 0,
+     "@arg: .long 2"),
+    ("unmask-free", f"{_} evtchn_unmask in 4.17: only the port's range is looked at",
+     "event_channel_op, $EVTCHNOP_unmask, $@arg", 0, "@arg: .long 77"),
+    ("unmask-beyond", f"{_}: EINVAL", "event_channel_op, $EVTCHNOP_unmask, $@arg", EINVAL,
+     "@arg: .long 0x10000"),
+    ("alloc_unbound", f"{_}: the first free port", "event_channel_op, $EVTCHNOP_alloc_unbound, $@arg",
+     0, "@arg: .word DOMID_SELF, 0, 0, 0"),
+    ("alloc_unbound-dom0", f"{_}: of another domain EPERM",
+     "event_channel_op, $EVTCHNOP_alloc_unbound, $@arg", EPERM, "@arg: .word 0, 0, 0, 0"),
+    ("alloc_unbound-nobody", f"{_}: ESRCH", "event_channel_op, $EVTCHNOP_alloc_unbound, $@arg",
+     ESRCH, "@arg: .word 999, 0, 0, 0"),
+    ("bind_interdomain-nobody", f"{_}: ESRCH",
+     "event_channel_op, $EVTCHNOP_bind_interdomain, $@arg", ESRCH, "@arg: .word 999, 0, 3, 0, 0"),
+    ("bind_interdomain-free", f"{_}: EINVAL",
+     "event_channel_op, $EVTCHNOP_bind_interdomain, $@arg", EINVAL,
+     "@arg: .word DOMID_SELF, 0, 77, 0, 0, 0"),
+    ("bind_interdomain-bound", f"{_}: the other end is not open: EINVAL",
+     "event_channel_op, $EVTCHNOP_bind_interdomain, $@arg", EINVAL,
+     "@arg: .word DOMID_SELF, 0, 2, 0, 0, 0"),
+    ("bind_virq", _, "event_channel_op, $EVTCHNOP_bind_virq, $@arg", 0,
+     "@arg: .long VIRQ_TIMER, 0, 0"),
+    ("bind_virq-beyond", f"{_}: EINVAL", "event_channel_op, $EVTCHNOP_bind_virq, $@arg", EINVAL,
+     "@arg: .long NR_VIRQS, 0, 0"),
+    ("bind_virq-no-vcpu", f"{_}: ENOENT", "event_channel_op, $EVTCHNOP_bind_virq, $@arg", ENOENT,
+     "@arg: .long VIRQ_TIMER, 5, 0"),
+    ("bind_virq-global-elsewhere", f"{_}: a global one is for vCPU 0: EINVAL",
+     "event_channel_op, $EVTCHNOP_bind_virq, $@arg", EINVAL, "@arg: .long VIRQ_CONSOLE, 1, 0"),
+    ("bind_virq-global", f"{_}: global VIRQs are domain 0's: EBUSY",
+     "event_channel_op, $EVTCHNOP_bind_virq, $@arg", EBUSY, "@arg: .long VIRQ_CONSOLE, 0, 0"),
+    ("bind_ipi", _, "event_channel_op, $EVTCHNOP_bind_ipi, $@arg", 0, "@arg: .long 0, 0"),
+    ("bind_ipi-no-vcpu", f"{_}: ENOENT", "event_channel_op, $EVTCHNOP_bind_ipi, $@arg", ENOENT,
+     "@arg: .long 5, 0"),
+    ("bind_vcpu-no-vcpu", f"{_}: ENOENT", "event_channel_op, $EVTCHNOP_bind_vcpu, $@arg", ENOENT,
+     "@arg: .long 2, 5"),
+    ("bind_vcpu-free", f"{_}: EINVAL", "event_channel_op, $EVTCHNOP_bind_vcpu, $@arg", EINVAL,
+     "@arg: .long 77, 0"),
+    ("bind_vcpu", _, "event_channel_op, $EVTCHNOP_bind_vcpu, $@arg", 0, "@arg: .long 2, 0"),
+    ("bind_pirq", "a DomU has no interrupts: EPERM or EINVAL (pirq beyond nr_pirqs)",
+     "event_channel_op, $EVTCHNOP_bind_pirq, $@arg", EINVAL, "@arg: .long 0x10000, 0, 0"),
+    ("status-beyond", f"{_}: EINVAL", "event_channel_op, $EVTCHNOP_status, $@arg", EINVAL,
+     "@arg: .word DOMID_SELF, 0\n .long 0x10000000, 0, 0, 0, 0"),
+    ("status-nobody", f"{_}: ESRCH", "event_channel_op, $EVTCHNOP_status, $@arg", ESRCH,
+     "@arg: .word 999, 0\n .long 1, 0, 0, 0, 0"),
+    ("reset-dom0", f"{_}: EPERM", "event_channel_op, $EVTCHNOP_reset, $@arg", EPERM,
+     "@arg: .word 0"),
+    ("reset", _, "event_channel_op, $EVTCHNOP_reset, $@arg", 0, "@arg: .word DOMID_SELF"),
+    ("set_priority-2level", f"{_}: without FIFO ENOSYS",
+     "event_channel_op, $EVTCHNOP_set_priority, $@arg", ENOSYS, "@arg: .long 2, 0"),
+    ("init_control-bad-frame", "event_fifo.c: a control block that is no frame is EINVAL",
+     "event_channel_op, $EVTCHNOP_init_control, $@arg", EINVAL,
+     "@arg: .quad NO_FRAME\n .long 0, 0, 0, 0"),
+    ("expand_array-2level", "event_fifo.c: without a control block ENOSYS",
+     "event_channel_op, $EVTCHNOP_expand_array, $@arg", ENOSYS, "@arg: .quad 0x1010"),
+])  # fmt: skip
+_ = "xen/common/grant_table.c do_grant_table_op"
+_GRANT = "grant_table_op, $GNTTABOP_"
+CASES += calls("grant_table_op", [
+    ("unknown", f"{_}: ENOSYS", "grant_table_op, $99, $@arg, $1", ENOSYS, "@arg: .skip 64"),
+    ("setup-two", f"{_}: one at a time: EINVAL", f"{_GRANT}setup_table, $@arg, $2", EINVAL,
+     "@arg: .skip 64"),
+    ("setup-fault", f"{_}: EFAULT", f"{_GRANT}setup_table, $NOT_MAPPED, $1", EFAULT, ""),
+    ("setup", _, f"{_GRANT}setup_table, $@arg, $1", 0,
+     "@arg: .word DOMID_SELF, 0\n .long 1, 0, 0\n .quad @f\n@f: .quad 0"),
+    ("query_size", _, f"{_GRANT}query_size, $@arg, $1", 0,
+     "@arg: .word DOMID_SELF, 0\n .long 0, 0, 0"),
+    ("query-fault", f"{_}: EFAULT", f"{_GRANT}query_size, $NOT_MAPPED, $1", EFAULT, ""),
+    ("get_version", _, f"{_GRANT}get_version, $@arg, $1", 0, "@arg: .word DOMID_SELF, 0, 0, 0"),
+    ("set_version-3", f"{_}: EINVAL", f"{_GRANT}set_version, $@arg, $1", EINVAL, "@arg: .long 3"),
+    ("set_version-0", f"{_}: EINVAL", f"{_GRANT}set_version, $@arg, $1", EINVAL, "@arg: .long 0"),
+    ("set_version-1", f"{_}", f"{_GRANT}set_version, $@arg, $1", 0, "@arg: .long 1"),
+    ("set_version-2", "version 2 is there in 4.17", f"{_GRANT}set_version, $@arg, $1", 0,
+     "@arg: .long 2"),
+    ("map-none", f"{_}: a list of none", f"{_GRANT}map_grant_ref, $@arg, $0", 0,
+     "@arg: .skip 64"),
+    ("unmap-none", f"{_}: a list of none", f"{_GRANT}unmap_grant_ref, $@arg, $0", 0,
+     "@arg: .skip 64"),
+    ("copy-none", f"{_}: a list of none", f"{_GRANT}copy, $@arg, $0", 0, "@arg: .skip 64"),
+])  # fmt: skip
+_ = "xen/common/domain.c do_vcpu_op"
+CASES += calls("vcpu_op", [
+    ("no-vcpu", f"{_}: ENOENT", "vcpu_op, $VCPUOP_is_up, $9, $0", ENOENT, ""),
+    ("no-vcpu-far", f"{_}: ENOENT", "vcpu_op, $VCPUOP_is_up, $0x7fffffff, $0", ENOENT, ""),
+    ("unknown", f"{_}: ENOSYS", "vcpu_op, $99, $0, $0", ENOSYS, ""),
+    ("is_up", _, "vcpu_op, $VCPUOP_is_up, $0, $0", 1, ""),
+    ("up", f"{_}: it is up", "vcpu_op, $VCPUOP_up, $0, $0", 0, ""),
+    ("initialise-again", f"{_}: EEXIST", "vcpu_op, $VCPUOP_initialise, $0, $@arg", EEXIST,
+     "@arg: .skip 5168"),
+    ("runstate", _, "vcpu_op, $VCPUOP_get_runstate_info, $0, $@arg", 0, "@arg: .skip 48"),
+    ("runstate-fault", f"{_}: EFAULT", "vcpu_op, $VCPUOP_get_runstate_info, $0, $NOT_MAPPED",
+     EFAULT, ""),
+    ("runstate-into-xen", f"{_}: EFAULT", "vcpu_op, $VCPUOP_register_runstate_memory_area, $0, $@arg",
+     EFAULT, "@arg: .quad HYPERVISOR_VIRT_START"),
+    ("time-into-xen", "arch/x86/domain.c: EFAULT",
+     "vcpu_op, $VCPUOP_register_vcpu_time_memory_area, $0, $@arg", EFAULT,
+     "@arg: .quad HYPERVISOR_VIRT_START"),
+    ("periodic-fast", f"{_}: a period below 1 ms is EINVAL",
+     "vcpu_op, $VCPUOP_set_periodic_timer, $0, $@arg", EINVAL, "@arg: .quad 999999"),
+    ("periodic-slow", f"{_}: a period beyond 2^63 is EINVAL",
+     "vcpu_op, $VCPUOP_set_periodic_timer, $0, $@arg", EINVAL, "@arg: .quad 1<<63"),
+    ("periodic", _, "vcpu_op, $VCPUOP_set_periodic_timer, $0, $@arg", 0, "@arg: .quad 1000000"),
+    ("singleshot-past", f"{_}: VCPU_SSHOTTMR_future and in the past is ETIME",
+     "vcpu_op, $VCPUOP_set_singleshot_timer, $0, $@arg", -E.TIME.value,
+     "@arg: .quad 1\n .long VCPU_SSHOTTMR_future, 0"),
+    ("singleshot", _, "vcpu_op, $VCPUOP_set_singleshot_timer, $0, $@arg", 0,
+     "@arg: .quad 1<<40\n .long 0, 0"),
+    ("stop-singleshot", _, "vcpu_op, $VCPUOP_stop_singleshot_timer, $0, $0", 0, ""),
+    ("info-offset", f"{_}: beyond the page is ENXIO", "vcpu_op, $VCPUOP_register_vcpu_info, $0, $@arg",
+     ENXIO, "@arg: .quad 0x1000\n .long 4040, 0"),
+    ("info-unaligned", f"{_}: ENXIO", "vcpu_op, $VCPUOP_register_vcpu_info, $0, $@arg", ENXIO,
+     "@arg: .quad 0x1000\n .long 4, 0"),
+    ("info-no-frame", f"{_}: EINVAL", "vcpu_op, $VCPUOP_register_vcpu_info, $0, $@arg", EINVAL,
+     "@arg: .quad NO_FRAME\n .long 0, 0"),
+    ("info-xen-frame", f"{_}: EINVAL", "vcpu_op, $VCPUOP_register_vcpu_info, $0, $@arg", EINVAL,
+     "@arg: .quad 0x10\n .long 0, 0"),
+    ("physid", "only for a pinned vCPU: EINVAL", "vcpu_op, $VCPUOP_get_physid, $0, $@arg", EINVAL,
+     "@arg: .quad 0"),
+])  # fmt: skip
+_ = "xen/arch/x86/pv/misc-hypercalls.c set_debugreg"
+CASES += calls("debugreg", [
+    ("dr0-xen", f"XSA-44's kin; {_}: a breakpoint in the hypervisor is EPERM",
+     "set_debugreg, $0, %rbx", EPERM, ""),
+    ("dr8", f"{_}: ENODEV", "set_debugreg, $8, $0", ENODEV, ""),
+    ("dr6-high", f"{_}: reserved bits are EINVAL", "set_debugreg, $6, %rbx", EINVAL, ""),
+    ("dr7-gd", f"{_}: general detect is EPERM", "set_debugreg, $7, $0x2001", EPERM, ""),
+    ("dr7-io", f"{_}: a breakpoint on a port is EPERM with CR4.DE clear",
+     "set_debugreg, $7, $0x20001", EPERM, ""),
+    ("get-dr8", "ENODEV", "get_debugreg, $8", ENODEV, ""),
+    ("get-dr6", "the bits that are always one", "get_debugreg, $6", 0xFFFF_0FF0, ""),
+    ("get-dr7", "the bit that is always one", "get_debugreg, $7", 0x400, ""),
+])  # fmt: skip
+_ = "xen/arch/x86/pv/callback.c"
+CASES += calls("callbacks", [
+    ("unknown-command", f"{_}: ENOSYS", "callback_op, $9, $@arg", ENOSYS, "@arg: .skip 16"),
+    ("unknown-type", f"{_}: ENOSYS", "callback_op, $CALLBACKOP_register, $@arg", ENOSYS,
+     "@arg: .word 99, 0, 0, 0\n .quad start"),
+    ("fault", f"{_}: EFAULT", "callback_op, $CALLBACKOP_register, $NOT_MAPPED", EFAULT, ""),
+    ("non-canonical", f"{_}: EINVAL", "callback_op, $CALLBACKOP_register, $@arg", EINVAL,
+     "@arg: .word CALLBACKTYPE_event, 0, 0, 0\n .quad NON_CANONICAL"),
+    ("unregister-event", f"{_}: EINVAL", "callback_op, $CALLBACKOP_unregister, $@arg", EINVAL,
+     "@arg: .word CALLBACKTYPE_event, 0"),
+    ("unregister-nmi", _, "callback_op, $CALLBACKOP_unregister, $@arg", 0,
+     "@arg: .word CALLBACKTYPE_nmi, 0"),
+    ("unregister-unknown", f"{_}: ENOSYS", "callback_op, $CALLBACKOP_unregister, $@arg", ENOSYS,
+     "@arg: .word 99, 0"),
+    ("sysenter", f"{_}: registered even if it is never used",
+     "callback_op, $CALLBACKOP_register, $@arg", 0,
+     "@arg: .word CALLBACKTYPE_sysenter, 0, 0, 0\n .quad syscall_entry"),
+    ("syscall32", _, "callback_op, $CALLBACKOP_register, $@arg", 0,
+     "@arg: .word CALLBACKTYPE_syscall32, 0, 0, 0\n .quad syscall_entry"),
+    ("set_callbacks-bad", f"{_} do_set_callbacks: a bad address is ignored, the result is 0",
+     "set_callbacks, %rbx, $failsafe_entry, $syscall_entry", 0, ""),
+    ("trap-table-fault", f"{_}: EFAULT", "set_trap_table, $NOT_MAPPED", EFAULT, ""),
+    ("trap-table-non-canonical", f"{_}: EINVAL", "set_trap_table, $@arg", EINVAL,
+     "@arg: .byte 3, 0\n .word 0\n .long 0\n .quad NON_CANONICAL, 0, 0"),
+    ("nmi_op", _, "nmi_op, $0, $@arg", 0, "@arg: .quad start, 0"),
+    ("nmi_op-unknown", "xen/common/kernel.c do_nmi_op: ENOSYS", "nmi_op, $9, $@arg", ENOSYS,
+     "@arg: .quad 0, 0"),
+])  # fmt: skip
+_ = "xen/arch/x86/pv/misc-hypercalls.c"
+CASES += calls("cpu", [
+    ("segment-non-canonical", f"{_}: EINVAL", "set_segment_base, $SEGBASE_FS, %rbx", EINVAL, ""),
+    ("segment-unknown", f"{_}: EINVAL", "set_segment_base, $9, $0", EINVAL, ""),
+    ("vm_assist-unknown", "common/kernel.c vm_assist: EINVAL", "vm_assist, $0, $9", EINVAL, ""),
+    ("vm_assist-command", "common/kernel.c vm_assist: ENOSYS", "vm_assist, $7, $4", ENOSYS, ""),
+    ("vm_assist", "architectural_iopl", "vm_assist, $0, $5", 0, ""),
+    ("iopl-4", "arch/x86/physdev.c: EINVAL", "physdev_op, $PHYSDEVOP_set_iopl, $@arg", EINVAL,
+     "@arg: .long 4"),
+    ("iopl-1", "arch/x86/physdev.c", "physdev_op, $PHYSDEVOP_set_iopl, $@arg", 0, "@arg: .long 1"),
+    ("physdev-unknown", "arch/x86/physdev.c: ENOSYS", "physdev_op, $99, $@arg", ENOSYS,
+     "@arg: .skip 64"),
+    ("physdev-fault", "EFAULT", "physdev_op, $PHYSDEVOP_set_iopl, $NOT_MAPPED", EFAULT, ""),
+    ("iobitmap-big", "arch/x86/physdev.c: EINVAL", "physdev_op, $PHYSDEVOP_set_iobitmap, $@arg",
+     EINVAL, "@arg: .quad 0\n .long 65537"),
+    ("console_io-write", "a release build refuses a DomU", "console_io, $CONSOLEIO_write, $4, $@arg",
+     EPERM, "@arg: .ascii \"test\""),
+    ("console_io-read", "EPERM", "console_io, $CONSOLEIO_read, $4, $@arg", EPERM, "@arg: .skip 4"),
+    ("timer-0", "common/sched/core.c: stops the timer", "set_timer_op, $0", 0, ""),
+])  # fmt: skip
+
+_REGISTERS = {
+    "xen_version/into-xen": "movabs $HYPERVISOR_VIRT_START, %rbx",
+    "debugreg/dr0-xen": "movabs $HYPERVISOR_VIRT_START, %rbx",
+    "debugreg/dr6-high": "movabs $0x100000000, %rbx",
+    "callbacks/set_callbacks-bad": "movabs $NON_CANONICAL, %rbx",
+    "cpu/segment-non-canonical": "movabs $NON_CANONICAL, %rbx",
+}
+_NUMBERS = {"number/none": 11, "number/64": 64, "number/huge": 0x7FFF_FFFF}
+
+
+def _prepared(case: Case) -> Case:
+    """With RBX set, or the number itself in RAX, where the table cannot say it."""
+    code = case.code
+    if case.name in _NUMBERS:
+        code = f"mov ${_NUMBERS[case.name]}, %eax\n syscall\n report %rax"
+    if case.name in _REGISTERS:
+        code = f"{_REGISTERS[case.name]}\n {code}"
+    return Case(case.name, case.source, code, case.expect, case.data)
+
+
+CASES = [_prepared(case) for case in CASES]
