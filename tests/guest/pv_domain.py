@@ -70,6 +70,8 @@ class GuestWorld:
         self.attention = False
 
     def wait(self, deadline_ns: int | None) -> None:
+        if self.closing:
+            return
         if deadline_ns is None:
             self.closing = self.slept_for_ever = True
         else:
@@ -130,9 +132,7 @@ class PvDomain:
         )
         store = Channel(ChannelKind.INTERDOMAIN, remote_port=STORE_PORT, notify=lambda: None)
         events.allocate(store, STORE_PORT)
-        console = Channel(
-            ChannelKind.INTERDOMAIN, remote_port=CONSOLE_PORT, notify=device.notified
-        )
+        console = Channel(ChannelKind.INTERDOMAIN, remote_port=CONSOLE_PORT, notify=device.notified)
         events.allocate(console, CONSOLE_PORT)
 
     def _start_state(self, built: BuiltDomain) -> None:

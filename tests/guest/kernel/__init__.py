@@ -10,8 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyxen import abi
-from pyxen.abi import arch_x86, callback, elfnote, errno, event_channel, grant_table, memory, nmi
-from pyxen.abi import physdev, sched, vcpu, version, xen
+from pyxen.abi import (
+    arch_x86,
+    callback,
+    elfnote,
+    errno,
+    event_channel,
+    grant_table,
+    memory,
+    nmi,
+    physdev,
+    sched,
+    vcpu,
+    version,
+    xen,
+)
 from pyxen.abi.io.console import XenconsInterface
 from pyxen.memory import pagetable
 
@@ -44,8 +57,7 @@ _OWN = {
     "START_MFN_LIST": xen.StartInfo.OFFSET["mfn_list"],
     "START_PT_BASE": xen.StartInfo.OFFSET["pt_base"],
     "START_SHARED_INFO": xen.StartInfo.OFFSET["shared_info"],
-    "START_CONSOLE_MFN": xen.StartInfo.OFFSET["console"]
-    + xen.StartInfoConsoleDomU.OFFSET["mfn"],
+    "START_CONSOLE_MFN": xen.StartInfo.OFFSET["console"] + xen.StartInfoConsoleDomU.OFFSET["mfn"],
     "START_CONSOLE_EVTCHN": xen.StartInfo.OFFSET["console"]
     + xen.StartInfoConsoleDomU.OFFSET["evtchn"],
     "CONSOLE_OUT": XenconsInterface.OFFSET["out"],
@@ -108,7 +120,9 @@ def constants(text: str) -> str:
     known |= {f"XEN_E{error.name}": error.value for error in errno.E}
     used = sorted(set(re.findall(r"\w+", text)) & known.keys())
     used += [f"__HYPERVISOR_{n}" for n in re.findall(r"(?:hypercall|result_of)\s+(\w+)", text)]
-    return "".join(f".set {name}, {known[name]:#x}\n" for name in dict.fromkeys(used) if name in known)
+    return "".join(
+        f".set {name}, {known[name]:#x}\n" for name in dict.fromkeys(used) if name in known
+    )
 
 
 def _source_of(case: Case, label: str) -> str:
@@ -118,7 +132,9 @@ def _source_of(case: Case, label: str) -> str:
         (".user", case.user),
     )
     text = "".join(f"\n.section {section}\n.balign 8\n{part}\n" for section, part in parts if part)
-    return re.sub(r"@(\w+)", rf".L{label}_\1", text.replace('.section .user\n', '.section .user, "awx"\n'))
+    return re.sub(
+        r"@(\w+)", rf".L{label}_\1", text.replace(".section .user\n", '.section .user, "awx"\n')
+    )
 
 
 def _tool(*command: str) -> str:

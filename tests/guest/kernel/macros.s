@@ -23,7 +23,7 @@
 .endm
 
 # One more word for the test to look at.
-.macro report value
+.macro report value:vararg
     mov     \value, %r14
     mov     result_next, %r13
     mov     %r14, (%r13)

@@ -47,7 +47,8 @@ def memory_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
 
 def _own(d: Domain, domid: int) -> None:
     if domid not in (DOMID_SELF, d.domid):
-        raise XenError(E.PERM, f"memory of domain {domid}")
+        # Domain 0 is the only other one that a guest can know of.
+        raise XenError(E.SRCH if domid else E.PERM, f"memory of domain {domid}")
 
 
 def _current_reservation(d: Domain, argument: int) -> int:
