@@ -103,7 +103,7 @@ class PvDomain:
         self._kernel = kernel
         self.memory = MachineMemory(PAGES + SPARE_PAGES)
         layout.install(self.memory)
-        cpuid = XenCpuid()
+        self.cpuid = cpuid = XenCpuid()
         self.engine = UnicornEngine(self.memory, cpuid, native=native)
         self.clock = GuestClock()
         self.world = GuestWorld(self.clock)

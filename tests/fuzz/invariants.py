@@ -1,0 +1,169 @@
+"""What must be true of a domain whatever its guest did."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from pyxen.hypervisor.domain import Domain
+from pyxen.memory import layout
+from pyxen.memory.frames import Owner
+from pyxen.memory.machine import XEN_PAGES, MachineMemory
+from pyxen.memory.pagetable import (
+    ENTRIES,
+    FIRST_XEN_SLOT,
+    LAST_XEN_SLOT,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PRESENT,
+    PTE_PSE,
+    PTE_RW,
+    frame_of,
+)
+from pyxen.types import PAGE_SHIFT, U64
+
+_XEN_FRAMES_USED = 0x300
+_SHARED = {
+    int(layout.SHARED_INFO),
+    *range(layout.GRANT_FRAMES, layout.GRANT_FRAMES + layout.MAX_GRANT_FRAMES),
+    *range(layout.GRANT_STATUS_FRAMES, layout.GRANT_STATUS_FRAMES + layout.MAX_GRANT_FRAMES),
+}
+_WINDOW = range(layout.GDT_L1, layout.GDT_L1 + 8)
+# What the processor itself writes: accessed and dirty bits of entries, accessed in descriptors.
+_BY_PROCESSOR = PTE_ACCESSED | PTE_DIRTY | 1 << 40
+_OWNER_WORD = 3
+
+
+def check_invariants(domain: Domain) -> list[str]:
+    """Everything that is wrong with a domain now; empty if nothing is."""
+    wrong = _xen_frames(domain)
+    wrong += _owners(domain)
+    wrong += _descriptor_window(domain)
+    wrong += _m2p(domain)
+    wrong += _tables(domain)
+    return wrong
+
+
+@lru_cache(maxsize=4)
+def _pristine(guest_pages: int) -> tuple[bytes, ...]:
+    """The hypervisor's frames as they are made."""
+    memory = MachineMemory(guest_pages)
+    layout.install(memory)
+    frames = tuple(bytes(memory.page(mfn)) for mfn in range(_XEN_FRAMES_USED))
+    memory.close()
+    return frames
+
+
+def _xen_frames(d: Domain) -> list[str]:
+    """The hypervisor's own frames are as they were made, but for bits that processors set."""
+    wrong = []
+    for mfn, made in enumerate(_pristine(d.memory.guest_pages)):
+        if mfn in _SHARED or mfn in _WINDOW:
+            continue
+        page = d.memory.page(mfn)
+        if page == made:
+            continue
+        before = memoryview(made).cast("Q")
+        for index, word in enumerate(page.cast("Q")):
+            if (word ^ before[index]) & ~_BY_PROCESSOR:
+                wrong.append(f"frame {mfn:#x} of Xen's has {word:#x} in word {index}")
+                break
+    with_data = os.lseek(d.memory.fd, _XEN_FRAMES_USED << PAGE_SHIFT, os.SEEK_DATA)
+    if with_data < XEN_PAGES << PAGE_SHIFT:
+        wrong.append(f"frame {with_data >> PAGE_SHIFT:#x} of Xen's was written")
+    return wrong
+
+
+def _owners(d: Domain) -> list[str]:
+    """Each frame has the owner that the reservation and the grant table say."""
+    wrong = []
+    dwords = d.frames._dwords
+    end = XEN_PAGES + d.memory.guest_pages
+    guests = dwords[XEN_PAGES * 4 + _OWNER_WORD : end * 4 : 4].tolist()
+    if guests.count(Owner.DOMAIN) != d.reservation.pages:
+        wrong.append(f"{guests.count(Owner.DOMAIN)} frames owned, {d.reservation.pages} reserved")
+    free = d.reservation._free
+    if len(set(free)) != len(free) or len(free) + d.reservation.pages != d.memory.guest_pages:
+        wrong.append("the list of free frames is wrong")
+    if any(guests[mfn - XEN_PAGES] != Owner.XEN for mfn in free):
+        wrong.append("a free frame is the domain's")
+    grants = range(layout.GRANT_FRAMES, layout.GRANT_FRAMES + d.grants.nr_frames)
+    for mfn in (*range(_XEN_FRAMES_USED), *range(end, d.memory.total_pages)):
+        shared = mfn == layout.SHARED_INFO or mfn in grants
+        status = layout.GRANT_STATUS_FRAMES <= mfn < layout.GRANT_STATUS_FRAMES + 64
+        if not status and (dwords[mfn * 4 + _OWNER_WORD] == Owner.DOMAIN) != shared:
+            wrong.append(f"the owner of frame {mfn:#x} is wrong")
+    return wrong
+
+
+def _descriptor_window(d: Domain) -> list[str]:
+    """The descriptor window shows the domain's frames, and Xen's page where it belongs."""
+    wrong = []
+    reserved = (layout.GDT_RESERVED_PAGE, True)
+    for vcpu_id in d.vcpus:
+        for page in range(32):
+            entry = d.memory.read_u64(layout.descriptor_pte_maddr(vcpu_id, page))
+            shown = (frame_of(entry), bool(entry & PTE_PRESENT))
+            if page == layout.FIRST_RESERVED_GDT_PAGE:
+                ok = shown == reserved
+            elif page == layout.FIRST_RESERVED_GDT_PAGE + 1:
+                ok = entry == 0
+            else:
+                ok = not entry & PTE_PRESENT or d.memory.is_guest_frame(shown[0])
+            if not ok:
+                wrong.append(f"page {page} of vCPU {vcpu_id}'s descriptor window is {entry:#x}")
+    return wrong
+
+
+def _m2p(d: Domain) -> list[str]:
+    """The M2P has no numbers for frames that are not a guest's."""
+    start = d.memory.m2p_mfn << (PAGE_SHIFT - 3)
+    first = d.memory.words[start : start + XEN_PAGES]
+    if bytes(first.cast("B")) != b"\xff" * (8 * XEN_PAGES):
+        index = next(n for n, word in enumerate(first) if word != U64)
+        return [f"the M2P has {first[index]:#x} for frame {index:#x} of Xen's"]
+    return []
+
+
+def _tables(d: Domain) -> list[str]:
+    """No reachable entry names a frame of Xen's; no page table can be written."""
+    levels, leaves, wrong = _walk(d)
+    for (table, index), entry in leaves.items():
+        mfn = frame_of(entry)
+        where = f"entry {index} of table {table:#x} is {entry:#x}"
+        if not d.frames.is_domains(mfn):
+            wrong.append(f"{where}: not the domain's")
+        elif entry & PTE_RW and mfn in levels:
+            wrong.append(f"{where}: a page table, writable")
+    return wrong
+
+
+_Leaves = dict[tuple[int, int], int]
+
+
+def _walk(d: Domain) -> tuple[dict[int, int], _Leaves, list[str]]:
+    """(table -> level, (table, index) -> L1 entry, what is wrong with the levels above)."""
+    levels: dict[int, int] = {}
+    leaves: _Leaves = {}
+    wrong: list[str] = []
+    roots = {v.pv.cr3 >> PAGE_SHIFT for v in d.vcpus.values() if v.pv.cr3}
+    todo = [(mfn, 4) for mfn in roots]
+    while todo:
+        mfn, level = todo.pop()
+        if levels.get(mfn) == level:
+            continue
+        if mfn in levels or not d.memory.is_guest_frame(mfn) or not d.frames.is_domains(mfn):
+            wrong.append(f"frame {mfn:#x} cannot be a table of level {level}")
+            continue
+        levels[mfn] = level
+        for index, entry in enumerate(d.memory.page(mfn).cast("Q").tolist()):
+            if not entry & PTE_PRESENT or (level == 4 and FIRST_XEN_SLOT <= index <= LAST_XEN_SLOT):
+                continue
+            if level == 1:
+                leaves[mfn, index] = entry
+            elif entry & PTE_PSE:
+                wrong.append(f"entry {index} of table {mfn:#x} is a large page")
+            elif not (level == 4 and frame_of(entry) in roots and not entry & PTE_RW):
+                todo.append((frame_of(entry), level - 1))
+    assert len(levels) <= d.memory.guest_pages * ENTRIES
+    return levels, leaves, wrong
