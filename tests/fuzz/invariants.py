@@ -61,7 +61,7 @@ def _xen_frames(d: Domain) -> list[str]:
         if mfn in _SHARED or mfn in _WINDOW:
             continue
         page = d.memory.page(mfn)
-        if page == made:
+        if bytes(page) == made:
             continue
         before = memoryview(made).cast("Q")
         for index, word in enumerate(page.cast("Q")):

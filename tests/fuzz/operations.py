@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 
+from pyxen.abi.vcpu import VCPUOP_down, VCPUOP_is_up
 from pyxen.abi.xen import DOMID_SELF
 from pyxen.hypervisor.hypercall import table
 from pyxen.memory import layout
@@ -31,7 +32,12 @@ RECORD = Struct("<8Q")
 _TWO_U32 = Struct("<2I")
 _FLAGS = (0x0, 0x61, 0x63, 0x65, 0x67, 0xE7, 0x163, 0x1, 0x3, 0x7, 0x1FF, 0x8000_0000_0000_0063)
 _EDGES = (0, 1, U64, 1 << 31, 1 << 32, 1 << 47, 1 << 63, 0xFFFF_8000_0000_0000, (1 << 47) - 8)
-_SHUTDOWN = 2
+_BLOCK, _SHUTDOWN, _POLL = 1, 2, 3
+_RARELY = 0.02
+NULL_SS_GIVES_LEVEL_0 = True
+"""Unicorn makes a kernel that loads SS with a null selector privilege level 0: not tried until the
+engine refuses it."""
+_POOL_WORDS = 512
 _PLACES = (0, 0, 0, 8, 64, 4088, 4092, 2048)
 _SELECTORS = (0, 3, 0xE02B, 0xE033, 0xE030, 0xE023, 0xE008, 0xE041, 0xE013, 0x2B, 0xF, 0x1233)
 
@@ -61,7 +67,7 @@ class Generator:
         self.pages = places.symbols["pages"]
         self._rows = [row for row in table.ROWS if row.handler]
         self._stubs = {name: places.symbols[label(name)] for name in STUBS}
-        self._pool = [self.word() for _ in range(2048)]
+        self._pool = [self.word() for _ in range(_POOL_WORDS)]
         self._kinds: list[Callable[[], bytes]] = (
             [self.hypercall] * 30
             + [self.mmu_update] * 8
@@ -160,10 +166,10 @@ class Generator:
     def arguments(self) -> bytes:
         """New content for the pages that arguments point to."""
         r = self.random
-        start = r.randrange(1024)
-        words = self._pool[start : start + 1024]
-        words[r.randrange(1024)] = self.word()
-        return Struct("<1024Q").pack(*(words + self._pool)[:1024])
+        self._pool[r.randrange(_POOL_WORDS)] = self.word()
+        start = r.randrange(_POOL_WORDS)
+        words = self._pool[start:] + self._pool[:start]
+        return Struct(f"<{_POOL_WORDS}Q").pack(*words) * (ARGUMENT_PAGES * 512 // _POOL_WORDS)
 
     # --- records ----------------------------------------------------------------------------
 
@@ -200,9 +206,11 @@ class Generator:
             number = r.choice((6, 7, 11, 16, 19, 27, 35, 36, 48, 64, 99, r.getrandbits(32)))
             return number, [self.harmless(self.wild()) for _ in range(5)]
         row = r.choice(self._rows)
+        if row.number == table.IRET:  # it has no arguments: see user_mode
+            row = self._rows[0]
         arguments = [self._argument(name) for name in row.arguments]
-        if row.name == "sched_op" and arguments[0] == _SHUTDOWN and r.random() < 0.9:
-            arguments[0] = 0
+        if r.random() > _RARELY:
+            self._survive(row.name, arguments)
         if self.tame and row.name in ("mmu_update", "mmuext_op", "vcpu_op", "set_gdt"):
             arguments[1] = 0
         if self.tame and row.name in ("multicall", "update_descriptor", "memory_op"):
@@ -211,6 +219,21 @@ class Generator:
             arguments[0] = self.pages + 4096 * r.randrange(FREE_PAGES)
             arguments[1] = self.harmless(arguments[1])
         return row.number, arguments
+
+    def _survive(self, name: str, arguments: list[int]) -> None:
+        """Take the arguments away that end most guests: they would do little else."""
+        if name == "sched_op" and arguments[0] in (_BLOCK, _SHUTDOWN, _POLL):
+            arguments[0] = 0
+        elif name == "vcpu_op" and arguments[0] == VCPUOP_down:
+            arguments[0] = VCPUOP_is_up
+        elif name == "stack_switch":
+            arguments[1] = self.places.symbols["user_entry_stack_top"]
+        elif name == "set_trap_table":
+            arguments[0] = self.places.symbols["fuzz_traps"]
+        elif name == "set_callbacks":
+            arguments[:] = [self.places.symbols["fuzz_next"]] * 3
+        elif name == "callback_op":
+            arguments[0] = 1
 
     def hypercall(self) -> bytes:
         number, arguments = self._call()
@@ -303,19 +326,22 @@ class Generator:
         if stub == "iretq":
             return self._do(stub, 0, self.places.symbols["fuzz_next"], *self._frame())
         if not self.tame and r.random() < 0.2:
-            stub, first = r.choice((("cr3", 0), ("jump", self.pages + (CODE_PAGE << 12)))), 0
-            stub, first = stub
-            return self._do(stub, self.frame() << 12, first)
+            if r.random() < 0.5:
+                return self._do("jump", self.wild(), self.pages + (CODE_PAGE << 12))
+            root = self.frame() if r.random() < _RARELY else self.places.tables[0]
+            return self._do("cr3", root << 12)
         if not self.tame and r.random() < 0.02:
             return self._do("stack-moved", 0, self.address())
         rax = r.choice((self.wild(), r.choice(_SELECTORS)))
+        if stub == "stack" and NULL_SS_GIVES_LEVEL_0 and not rax & 0xFFFC:
+            rax |= 8
         return self._do(stub, rax, first, r.choice(_SELECTORS), r.choice(_SELECTORS))
 
     def _frame(self) -> tuple[int, int, int, int]:
         """CS, RFLAGS, RSP, SS of a return."""
         r = self.random
         flags = r.choice((0x202, 0x2, 0x302, 0x3202, r.getrandbits(22)))
-        stack = r.choice((self.places.symbols["stack_top"], self.wild()))
+        stack = self.wild() if r.random() < _RARELY else self.places.symbols["stack_top"]
         cs, ss = (0xE033, 0xE02B) if r.random() < 0.6 else (r.choice(_SELECTORS), self.wild())
         return cs, flags, stack, ss
 

@@ -42,9 +42,10 @@ class GuestClock:
 
     def __init__(self) -> None:
         self.ns = 1_000_000
+        self.look_ns = 1000
 
     def monotonic_ns(self) -> int:
-        self.ns += 1000
+        self.ns += self.look_ns
         return self.ns
 
     def realtime_ns(self) -> int:
@@ -108,7 +109,9 @@ class PvDomain:
         self.clock = GuestClock()
         self.world = GuestWorld(self.clock)
         self.time = SystemTime(self.clock)
+        self.clock.look_ns = 1_000_000
         self.time.calibrate()
+        self.clock.look_ns = 1000
         cpuid.time = self.time
         spec = DomainSpec(DOMID, UUID(int=0x1234), "cases", PAGES, PAGES + SPARE_PAGES, vcpus)
         self.domain = Domain(spec, self.memory, self.engine, self.time)
