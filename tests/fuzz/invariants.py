@@ -10,7 +10,6 @@ from pyxen.memory import layout
 from pyxen.memory.frames import Owner
 from pyxen.memory.machine import XEN_PAGES, MachineMemory
 from pyxen.memory.pagetable import (
-    ENTRIES,
     FIRST_XEN_SLOT,
     LAST_XEN_SLOT,
     PTE_ACCESSED,
@@ -57,12 +56,13 @@ def _pristine(guest_pages: int) -> tuple[bytes, ...]:
 def _xen_frames(d: Domain) -> list[str]:
     """The hypervisor's own frames are as they were made, but for bits that processors set."""
     wrong = []
+    used = d.memory.read(0, _XEN_FRAMES_USED << PAGE_SHIFT)
     for mfn, made in enumerate(_pristine(d.memory.guest_pages)):
         if mfn in _SHARED or mfn in _WINDOW:
             continue
-        page = d.memory.page(mfn)
-        if bytes(page) == made:
+        if used[mfn << PAGE_SHIFT : mfn + 1 << PAGE_SHIFT] == made:
             continue
+        page = d.memory.page(mfn)
         before = memoryview(made).cast("Q")
         for index, word in enumerate(page.cast("Q")):
             if (word ^ before[index]) & ~_BY_PROCESSOR:
@@ -127,24 +127,29 @@ def _m2p(d: Domain) -> list[str]:
 
 def _tables(d: Domain) -> list[str]:
     """No reachable entry names a frame of Xen's; no page table can be written."""
-    levels, leaves, wrong = _walk(d)
-    for (table, index), entry in leaves.items():
-        mfn = frame_of(entry)
-        where = f"entry {index} of table {table:#x} is {entry:#x}"
-        if not d.frames.is_domains(mfn):
-            wrong.append(f"{where}: not the domain's")
-        elif entry & PTE_RW and mfn in levels:
-            wrong.append(f"{where}: a page table, writable")
+    levels, wrong = _walk(d)
+    owners = d.frames._dwords[_OWNER_WORD::4].tolist()
+    for table, level in levels.items():
+        if level > 1:
+            continue
+        for index, entry in enumerate(_entries(d, table)):
+            if not entry & PTE_PRESENT:
+                continue
+            mfn = frame_of(entry)
+            if mfn >= len(owners) or owners[mfn] != Owner.DOMAIN:
+                wrong.append(f"entry {index} of table {table:#x} is {entry:#x}: not the domain's")
+            elif entry & PTE_RW and mfn in levels:
+                wrong.append(f"entry {index} of table {table:#x}: a page table, writable")
     return wrong
 
 
-_Leaves = dict[tuple[int, int], int]
+def _entries(d: Domain, mfn: int) -> list[int]:
+    return d.memory.page(mfn).cast("Q").tolist()
 
 
-def _walk(d: Domain) -> tuple[dict[int, int], _Leaves, list[str]]:
-    """(table -> level, (table, index) -> L1 entry, what is wrong with the levels above)."""
+def _walk(d: Domain) -> tuple[dict[int, int], list[str]]:
+    """(table -> level, what is wrong with the levels above 1)."""
     levels: dict[int, int] = {}
-    leaves: _Leaves = {}
     wrong: list[str] = []
     roots = {v.pv.cr3 >> PAGE_SHIFT for v in d.vcpus.values() if v.pv.cr3}
     todo = [(mfn, 4) for mfn in roots]
@@ -156,14 +161,13 @@ def _walk(d: Domain) -> tuple[dict[int, int], _Leaves, list[str]]:
             wrong.append(f"frame {mfn:#x} cannot be a table of level {level}")
             continue
         levels[mfn] = level
-        for index, entry in enumerate(d.memory.page(mfn).cast("Q").tolist()):
+        if level == 1:
+            continue
+        for index, entry in enumerate(_entries(d, mfn)):
             if not entry & PTE_PRESENT or (level == 4 and FIRST_XEN_SLOT <= index <= LAST_XEN_SLOT):
                 continue
-            if level == 1:
-                leaves[mfn, index] = entry
-            elif entry & PTE_PSE:
+            if entry & PTE_PSE:
                 wrong.append(f"entry {index} of table {mfn:#x} is a large page")
             elif not (level == 4 and frame_of(entry) in roots and not entry & PTE_RW):
                 todo.append((frame_of(entry), level - 1))
-    assert len(levels) <= d.memory.guest_pages * ENTRIES
-    return levels, leaves, wrong
+    return levels, wrong

@@ -229,7 +229,7 @@ class Generator:
         elif name == "stack_switch":
             arguments[1] = self.places.symbols["user_entry_stack_top"]
         elif name == "set_trap_table":
-            arguments[0] = self.places.symbols["fuzz_traps"]
+            arguments[0] = self.places.symbols["fuzz_traps"] + 16 * 254
         elif name == "set_callbacks":
             arguments[:] = [self.places.symbols["fuzz_next"]] * 3
         elif name == "callback_op":

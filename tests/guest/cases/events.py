@@ -110,7 +110,8 @@ TIMERS = [
          " report event_count\n report shared_info+EVTCHN_PENDING", (0, 0, 1 << 3),
          _VIRQ_DATA + "\n.balign 8\n@poll: .quad @port\n .long 1, 0\n .quad 0\n@port: .long 3"),
     Case("timer/watchdog", "SCHEDOP_watchdog: SHUTDOWN_watchdog when it is not fed",
-         "result_of sched_op, $SCHEDOP_watchdog, $@w\n hypercall sched_op, $SCHEDOP_block, $0\n ud2",
+         "result_of sched_op, $SCHEDOP_watchdog, $@w\n"
+         " hypercall sched_op, $SCHEDOP_block, $0\n ud2",
          (1,), "@w: .long 0, 1", reason=ShutdownReason.WATCHDOG),
     Case("timer/time-area", "VCPUOP_register_vcpu_time_memory_area: a copy of the time record",
          "result_of vcpu_op, $VCPUOP_register_vcpu_time_memory_area, $0, $@a\n"
@@ -222,7 +223,8 @@ GRANTS = [
          "@s: .word DOMID_SELF, 0\n .long 2, 0, 0\n .quad @f\n@f: .quad 0, 0"),
     Case("grant/setup-too-many", "more than the maximum: GNTST_general_error",
          "result_of grant_table_op, $GNTTABOP_setup_table, $@s, $1\n movswq @s+8, %rax\n"
-         " report %rax", (0, -1), "@s: .word DOMID_SELF, 0\n .long 1000, 0, 0\n .quad @f\n@f: .quad 0"),
+         " report %rax", (0, -1),
+         "@s: .word DOMID_SELF, 0\n .long 1000, 0, 0\n .quad @f\n@f: .quad 0"),
     Case("grant/setup-foreign", "another domain: GNTST_bad_domain",
          "result_of grant_table_op, $GNTTABOP_setup_table, $@s, $1\n movswq @s+8, %rax\n"
          " report %rax", (0, -2), "@s: .word 999, 0\n .long 1, 0, 0\n .quad @f\n@f: .quad 0"),

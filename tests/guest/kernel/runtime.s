@@ -213,7 +213,7 @@ results:        .fill 64, 8, 0
 shared_info:    .skip 4096
 # Pages that cases may do anything with
 .globl pages
-pages:          .skip 24*4096
+pages:          .skip 40*4096
 stack:          .skip 4*4096
 stack_top:
 user_entry_stack: .skip 2*4096
