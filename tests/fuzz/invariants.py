@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
+from pyxen.cpu.unicorn import layout as engine_layout
+from pyxen.cpu.unicorn.engine import UnicornEngine
 from pyxen.hypervisor.domain import Domain
 from pyxen.memory import layout
 from pyxen.memory.frames import Owner
@@ -31,6 +33,7 @@ _WINDOW = range(layout.GDT_L1, layout.GDT_L1 + 8)
 # What the processor itself writes: accessed and dirty bits of entries, accessed in descriptors.
 _BY_PROCESSOR = PTE_ACCESSED | PTE_DIRTY | 1 << 40
 _OWNER_WORD = 3
+_LEVELS = (1, 3)
 
 
 def check_invariants(domain: Domain) -> list[str]:
@@ -40,7 +43,16 @@ def check_invariants(domain: Domain) -> list[str]:
     wrong += _descriptor_window(domain)
     wrong += _m2p(domain)
     wrong += _tables(domain)
+    wrong += _privilege(domain)
     return wrong
+
+
+def _privilege(d: Domain) -> list[str]:
+    """The processor is at one of the guest's two privilege levels."""
+    if not isinstance(d.engine, UnicornEngine):
+        return []
+    level = d.engine.regs.dwords[engine_layout.HFLAGS >> 2] & engine_layout.HF_CPL
+    return [] if level in _LEVELS else [f"the guest runs at privilege level {level}"]
 
 
 @lru_cache(maxsize=4)

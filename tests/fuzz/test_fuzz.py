@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyxen.abi.errno import E
+from pyxen.cpu.unicorn import layout as engine_layout
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall import table
@@ -88,6 +89,11 @@ def test_wrong_page_tables_are_seen(subject: Subject) -> None:
     assert any("a page table, writable" in line for line in check_invariants(subject.domain))
     words[at] = 0x10 << PAGE_SHIFT | 1
     assert any("not the domain's" in line for line in check_invariants(subject.domain))
+
+
+def test_a_wrong_privilege_level_is_seen(subject: Subject) -> None:
+    subject.domain.engine.regs.dwords[engine_layout.HFLAGS >> 2] &= ~3
+    assert check_invariants(subject.domain) == ["the guest runs at privilege level 0"]
 
 
 def test_an_error_of_ours_is_a_failure(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:

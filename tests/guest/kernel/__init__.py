@@ -63,6 +63,18 @@ _OWN = {
     "CONSOLE_OUT": XenconsInterface.OFFSET["out"],
     "CONSOLE_OUT_PROD": XenconsInterface.OFFSET["out_prod"],
 }
+_CONTEXT = arch_x86.VcpuGuestContext.OFFSET
+_REGISTERS = {
+    f"CTX_{name.upper()}": _CONTEXT["user_regs"] + arch_x86.CpuUserRegs.OFFSET[name]
+    for name in ("rip", "rsp", "rdi", "cs", "ss", "rflags")
+}
+_OWN |= _REGISTERS | {
+    "CTX_FLAGS": _CONTEXT["flags"],
+    "CTX_CR3": _CONTEXT["ctrlreg"] + 3 * 8,
+    "CTX_KERNEL_SS": _CONTEXT["kernel_ss"],
+    "CTX_KERNEL_SP": _CONTEXT["kernel_sp"],
+    "CTX_EVENT": _CONTEXT["event_callback_eip"],
+}
 _NOTES = f"""
 .macro note type, words:vararg
     .long   4, 2f-1f, \\type
