@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN    := $(VENV)/bin
 DEMO   := demo
 
-.PHONY: demo test check fast bench install clean
+.PHONY: demo test check fast bench fuzz install clean
 
 demo: $(VENV)/.installed
 	@sh scripts/demo.sh $(RUN) $(DEMO)
@@ -23,6 +23,10 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN)/python -m bench $(BENCH)
+
+# A hostile guest, for a while: make fuzz FUZZ="--seconds 600 --seed 7"
+fuzz: $(VENV)/.dev
+	$(RUN)/python -m tests.fuzz $(FUZZ)
 
 install: $(VENV)/.installed
 

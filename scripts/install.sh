@@ -9,6 +9,7 @@ missing=
 command -v "$python" >/dev/null || missing="$missing python3"
 "$python" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 command -v gcc >/dev/null || missing="$missing gcc"
+command -v as >/dev/null || missing="$missing binutils"
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing$missing"

@@ -127,8 +127,11 @@ def _memory_map(d: Domain, argument: int) -> int:
     op = XenMemoryMap.unpack(d.space.read(argument, XenMemoryMap.SIZE))
     whole = E820Entry(addr=0, size=d.reservation.max_pages << PAGE_SHIFT, type=E820_RAM)
     entries = whole.pack() if d.memory_map is None else d.memory_map
+    if not entries:
+        raise XenError(E.NOSYS, "the guest took its memory map away")
     op.nr_entries = min(op.nr_entries, len(entries) // E820Entry.SIZE)
-    d.space.write(op.buffer, entries[: op.nr_entries * E820Entry.SIZE])
+    if op.nr_entries:
+        d.space.write(op.buffer, entries[: op.nr_entries * E820Entry.SIZE])
     d.space.write(argument, op.pack())
     return 0
 
@@ -138,7 +141,8 @@ def _set_memory_map(d: Domain, argument: int) -> int:
     if op.map.nr_entries > E820_MAX:
         raise XenError(E.INVAL, f"{op.map.nr_entries} entries")
     check_own(d, op.domid)
-    d.memory_map = d.space.read(op.map.buffer, op.map.nr_entries * E820Entry.SIZE) or None
+    length = op.map.nr_entries * E820Entry.SIZE
+    d.memory_map = d.space.read(op.map.buffer, length) if length else b""
     return 0
 
 

@@ -87,7 +87,9 @@ def multicall(d: Domain, v: Vcpu, calls: int, count: int) -> int:
         words = memoryview(d.space.read(at, _MULTICALL_ENTRY_BYTES)).cast("Q")
         number, *arguments = words[0], *words[2:7]
         try:
-            if number in (MULTICALL, IRET):
+            if number == MULTICALL:
+                result = -E.INVAL.value
+            elif number == IRET:
                 result = -E.NOSYS.value
             else:
                 result = call(d, v, number, tuple(arguments))
