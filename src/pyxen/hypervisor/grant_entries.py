@@ -211,7 +211,7 @@ class SharedEntries:
 
     def _check_status_frames_unused(self) -> None:
         for n in range(self.nr_status_frames):
-            if self._frames.refs(GRANT_STATUS_FRAMES + n):
+            if self._frames.refs(GRANT_STATUS_FRAMES + n) > 1:  # one is for being shared
                 raise XenError(E.BUSY, f"status frame {n} is mapped")
 
     def _drop_status(self) -> None:

@@ -72,10 +72,16 @@ def replace(d: Domain, host_addr: int, new_addr: int, mfn: int, flags: int) -> N
     source = _find(d, new_addr, 0)
     _check_table(d, source)
     moved = d.memory.read_u64(source)
-    _set_entry(d, source, 0)
-    maddr = _find(d, host_addr, flags)
-    _check_is_mapping(d, maddr, mfn, flags)
-    _set_entry(d, maddr, moved)
+    if moved & PTE_PRESENT:
+        d.types.get_page(frame_of(moved))  # the page may have no other reference meanwhile
+    try:
+        _set_entry(d, source, 0)
+        maddr = _find(d, host_addr, flags)
+        _check_is_mapping(d, maddr, mfn, flags)
+        _set_entry(d, maddr, moved)
+    finally:
+        if moved & PTE_PRESENT:
+            d.types.put_page(frame_of(moved))
 
 
 def _find(d: Domain, host_addr: int, flags: int) -> int:

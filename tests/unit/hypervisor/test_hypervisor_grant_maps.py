@@ -19,6 +19,7 @@ from grant_guest import (
 )
 from pv_guest import DOMID, L1, L4, NOT_MAPPED, SELF, PvGuest
 
+from pyxen.abi._struct import XenStruct
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
     GNTMAP_application_map,
@@ -34,12 +35,17 @@ from pyxen.abi.grant_table import (
     GNTST_general_error,
     GNTST_no_space,
     GNTST_okay,
+    GnttabCopy,
+    GnttabCopyPtr,
     GnttabMapGrantRef,
+    GNTTABOP_copy,
     GNTTABOP_map_grant_ref,
     GNTTABOP_set_version,
+    GNTTABOP_transfer,
     GNTTABOP_unmap_and_replace,
     GNTTABOP_unmap_grant_ref,
     GnttabSetVersion,
+    GnttabTransfer,
     GnttabUnmapAndReplace,
     GnttabUnmapGrantRef,
     GTF_accept_transfer,
@@ -52,6 +58,7 @@ from pyxen.abi.grant_table import (
 )
 from pyxen.hypervisor.grant import MAX_PINS
 from pyxen.hypervisor.grant_maptrack import HANDLES_PER_FRAME, Maptrack
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import XEN_PAGES
@@ -230,7 +237,8 @@ def test_entries_that_are_no_level_1_entries(guest: PvGuest, maddr: int) -> None
 
 def test_a_descriptor_table_is_no_page_table(guest: PvGuest) -> None:
     grant_to_itself(guest)
-    guest.domain.frames.get_type(XEN_PAGES + 60, FrameType.SEGDESC)
+    guest.unmap(60)
+    guest.domain.types.get_page_and_type(XEN_PAGES + 60, FrameType.SEGDESC)
     where = (XEN_PAGES + 60) << 12
     wanted = request(guest, GNTMAP_host_map | GNTMAP_contains_pte, host_addr=where)
     assert status(guest, GNTTABOP_map_grant_ref, wanted) == GNTST_general_error
@@ -261,12 +269,19 @@ def test_the_host_has_it_already(guest: PvGuest) -> None:
     assert guest.domain.grants.uses == {GREF: (0, 1)}
 
 
-def test_a_frame_that_was_given_away_while_it_is_mapped(guest: PvGuest) -> None:
+def test_a_frame_that_is_given_back_while_it_is_mapped(guest: PvGuest) -> None:
+    """It stays until nothing refers to it: page-table entries, and grants in use."""
     grant_to_itself(guest)
-    mapped(guest)
-    guest.domain.frames.take_from_domain(MFN)
-    assert status(guest, GNTTABOP_map_grant_ref, request(guest)) == GNTST_general_error
-    guest.domain.frames.give_to_domain(MFN, FrameType.NONE)
+    done = mapped(guest, GNTMAP_host_map | GNTMAP_device_map)
+    guest.unmap(PFN)
+    pages = guest.domain.reservation.pages
+    guest.domain.reservation.release(MFN)
+    assert guest.domain.frames.is_domains(MFN)
+    assert unmap_status(guest, done.handle) == GNTST_okay
+    assert guest.domain.frames.is_domains(MFN)
+    assert unmap_status(guest, done.handle, 0, MFN << 12) == GNTST_okay
+    assert not guest.domain.frames.is_domains(MFN)
+    assert guest.domain.reservation.pages == pages - 1
 
 
 def test_marks_are_the_status_words_in_version_2(guest: PvGuest) -> None:
@@ -280,6 +295,62 @@ def test_marks_are_the_status_words_in_version_2(guest: PvGuest) -> None:
     assert marks(guest) == GTF_reading
     assert unmap_status(guest, one.handle, 0, MFN << 12) == 0
     assert marks(guest) == 0
+
+
+# --- page tables that die ---------------------------------------------------------------------
+
+
+def leave_dying_tables(guest: PvGuest, count: int = 20) -> None:
+    """An L2 table with L1 tables that nobody uses any more, more than one piece of work."""
+    d = guest.domain
+    level_2 = XEN_PAGES + 330
+    for n in range(count):
+        guest.protect(300 + n)
+        entry_maddr = (level_2 << 12) + 8 * n
+        guest.memory.write_u64(entry_maddr, (XEN_PAGES + 300 + n) << 12 | PTE_PRESENT | PTE_RW)
+        guest.memory.zero_page(XEN_PAGES + 300 + n)
+    guest.protect(330)
+    d.work_left = 1 << 20
+    d.types.pin(level_2, FrameType.L2)
+    d.work_left = 0
+    d.types.unpin(level_2)
+    assert d.pv.dying
+
+
+@pytest.mark.parametrize("command", [GNTTABOP_map_grant_ref, GNTTABOP_copy, GNTTABOP_transfer])
+def test_tables_die_first(guest: PvGuest, command: int) -> None:
+    """The guest is at the SYSCALL again with nothing done, and the second piece does it."""
+    grant_to_itself(guest)
+    guest.unmap(WINDOW)
+    guest.unmap(PFN)
+    wanted: XenStruct = request(guest)
+    if command == GNTTABOP_copy:
+        ends = GnttabCopyPtr(u=GREF, domid=SELF)
+        wanted = GnttabCopy(source=ends, dest=ends, len=4, flags=3)
+    elif command == GNTTABOP_transfer:
+        grant_to_itself(guest, GTF_accept_transfer)
+        wanted = GnttabTransfer(mfn=MFN, domid=DOMID, ref=GREF)
+    leave_dying_tables(guest)
+    before = flags(guest)
+    at = guest.put(wanted)
+    rip = guest.regs.rip = guest.regs.rip + 2
+    guest.hypercall(OP, command, at, 1)
+    assert guest.regs.rip == rip - 2
+    assert (guest.regs.rdi, guest.regs.rsi, guest.regs.rdx) == (command, at, 1)
+    assert is_untouched(guest, before)
+    assert audit(guest.domain) == []
+    assert guest.call(OP, command, at, 1) == 0
+    done = type(wanted).unpack(guest.read(at, wanted.SIZE))
+    assert done.status == GNTST_okay  # type: ignore[attr-defined]
+    assert audit(guest.domain) == []
+
+
+def test_the_host_does_not_wait_for_them(guest: PvGuest) -> None:
+    entry(guest, GTF_permit_access)
+    leave_dying_tables(guest)
+    assert guest.domain.grants.begin(GREF, write=True) == MFN
+    assert guest.domain.pv.dying
+    assert audit(guest.domain) == []
 
 
 # --- unmap ------------------------------------------------------------------------------------
@@ -325,7 +396,7 @@ def test_unmap_of_what_the_guest_changed(guest: PvGuest, changed: int) -> None:
     """Neither another frame nor other rights; then the grant stays in use."""
     grant_to_itself(guest)
     done = mapped(guest)
-    guest.memory.write_u64(guest.pte_maddr(WINDOW), changed)
+    guest.store_pte(WINDOW, changed)
     assert unmap_status(guest, done.handle) == GNTST_general_error
     assert guest.pte(WINDOW) == changed
     assert flags(guest) == GTF_permit_access | GTF_reading | GTF_writing
@@ -334,7 +405,7 @@ def test_unmap_of_what_the_guest_changed(guest: PvGuest, changed: int) -> None:
 def test_unmap_ignores_bits_of_the_guest(guest: PvGuest) -> None:
     grant_to_itself(guest)
     done = mapped(guest)
-    guest.memory.write_u64(guest.pte_maddr(WINDOW), (PTE | PTE_RW | PTE_AVAIL) & ~PTE_ACCESSED)
+    guest.store_pte(WINDOW, (PTE | PTE_RW | PTE_AVAIL) & ~PTE_ACCESSED)
     assert unmap_status(guest, done.handle) == GNTST_okay
     assert guest.pte(WINDOW) == 0
 
@@ -399,6 +470,17 @@ def test_replace(guest: PvGuest) -> None:
     assert (guest.pte(WINDOW), guest.pte(WINDOW + 1)) == (moved, 0)
     assert is_untouched(guest, GTF_permit_access)
     assert guest.engine.flushes
+
+
+def test_replace_by_a_page_that_was_given_back(guest: PvGuest) -> None:
+    """The moved entry is the last that refers to the page, and keeps it."""
+    grant_to_itself(guest)
+    done = mapped(guest)
+    guest.domain.reservation.release(XEN_PAGES + WINDOW + 1)
+    moved = guest.pte(WINDOW + 1)
+    assert replace_status(guest, done.handle, guest.vaddr(WINDOW + 1)) == GNTST_okay
+    assert guest.pte(WINDOW) == moved
+    assert audit(guest.domain) == []
 
 
 def test_replace_by_nothing(guest: PvGuest) -> None:

@@ -7,6 +7,7 @@ from grant_guest import (
     GREF,
     MFN,
     OP,
+    PFN,
     entry,
     flags,
     frame,
@@ -62,9 +63,10 @@ from pyxen.abi.grant_table import (
 from pyxen.abi.xen import MMUEXT_PIN_L1_TABLE, MmuextOp
 from pyxen.errors import XenError
 from pyxen.hypervisor.grant import MAX_PINS, GrantTable
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
-from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import XEN_PAGES
+from pyxen.memory.pagetable import PTE_PRESENT
 from pyxen.types import GrantRef
 
 LISTS = [
@@ -282,9 +284,11 @@ def test_entries_that_version_1_cannot_say(
 
 def test_no_way_back_while_status_frames_are_in_use(guest: PvGuest) -> None:
     use_version(guest, 2)
-    guest.domain.frames.get_type(layout.GRANT_STATUS_FRAMES, FrameType.SHARED)
+    guest.set_pte(150, PTE_PRESENT, layout.GRANT_STATUS_FRAMES)
     assert op(guest, GNTTABOP_set_version, GnttabSetVersion(version=1)) == -E.BUSY
     assert guest.domain.grants.version == 2
+    guest.unmap(150)
+    use_version(guest, 1)
 
 
 def test_status_words_are_new_when_version_2_begins_again(guest: PvGuest) -> None:
@@ -482,10 +486,11 @@ def test_tables_are_not_written(guest: PvGuest) -> None:
     grants.begin(GREF, write=True)
     grants.begin(GREF, write=True)
     grants.begin(GREF, write=False)
+    guest.unmap(PFN)
     pin = MmuextOp(cmd=MMUEXT_PIN_L1_TABLE, arg1=MFN)
-    assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == -E.BUSY
+    assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == -E.INVAL
     grants.end(GREF, write=True)
-    assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == -E.BUSY
+    assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == -E.INVAL
     grants.end(GREF, write=True)
     assert guest.call("mmuext_op", guest.put(pin), 1, 0, SELF) == 0
     assert refusal(guest, write=True) is E.BUSY
@@ -495,7 +500,7 @@ def test_the_tables_own_frame_can_be_granted(guest: PvGuest) -> None:
     entry(guest, GTF_permit_access, mfn=layout.GRANT_FRAMES)
     guest.domain.grants.begin(GREF, write=True)
     guest.domain.grants.end(GREF, write=True)
-    assert guest.domain.frames.type(layout.GRANT_FRAMES) is FrameType.SHARED
+    assert audit(guest.domain) == []
 
 
 def test_one_user_at_a_time(guest: PvGuest) -> None:
@@ -561,7 +566,8 @@ def test_frames_of_version_2_have_64_bits(guest: PvGuest) -> None:
 
 
 def test_smaller_limits(guest: PvGuest) -> None:
-    small = GrantTable(guest.memory, guest.domain.frames, max_frames=3, max_version=1)
+    d = guest.domain
+    small = GrantTable(guest.memory, d.frames, d.types, max_frames=3, max_version=1)
     guest.domain.grants = small
     assert frames_of_table(guest, 4)[0] == GNTST_general_error
     assert frames_of_table(guest, 3)[0] == 0

@@ -142,9 +142,9 @@ def _run(d: Domain, operations: _Operations, todo: _List) -> int:
             work(d, operations.work)
             try:
                 d.types.finish_dying()  # so that nothing has to be tried again half-way
+                _one(d, operations, todo.vaddr + n * operations.structure.SIZE & U64)
             except Restart:
                 raise todo.after(n, operations.structure.SIZE) from None
-            _one(d, operations, todo.vaddr + n * operations.structure.SIZE & U64)
     finally:
         if operations.flushes:
             d.flush_tlb()

@@ -23,6 +23,7 @@ from pyxen.hypervisor import grant_mapping
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.grant import DOMAIN_0, GrantRefused, Use, refuse_of_domain_0, use_of
 from pyxen.hypervisor.grant_maptrack import Mapping
+from pyxen.hypervisor.page_types import Restart
 from pyxen.types import PAGE_SHIFT, GrantRef
 
 
@@ -44,7 +45,7 @@ def map_grant_ref(d: Domain, op: GnttabMapGrantRef) -> None:
         if op.dom == DOMAIN_0:
             refuse_of_domain_0(op.ref)
         mfn = _acquire_and_map(d, op, use)
-    except GrantRefused:
+    except (GrantRefused, Restart):
         d.grants.maptrack.put(handle)
         raise
     d.grants.maptrack.record(handle, Mapping(d.domid, GrantRef(op.ref), op.flags))
@@ -56,7 +57,7 @@ def _acquire_and_map(d: Domain, op: GnttabMapGrantRef, use: Use) -> int:
     try:
         if op.flags & GNTMAP_host_map:
             grant_mapping.create(d, op.host_addr, mfn, op.flags)
-    except GrantRefused:
+    except (GrantRefused, Restart):
         d.grants.release(op.ref, use)
         raise
     return mfn
