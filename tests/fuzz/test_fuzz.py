@@ -75,7 +75,7 @@ def test_damage_to_xens_frames_is_seen(
 
 def test_a_wrong_owner_is_seen(subject: Subject) -> None:
     subject.domain.frames.give_to_domain(0x55)
-    assert check_invariants(subject.domain) == ["the owner of frame 0x55 is wrong"]
+    assert "the owner of frame 0x55 is wrong" in check_invariants(subject.domain)
 
 
 def test_a_number_for_a_frame_of_xens_is_seen(subject: Subject) -> None:

@@ -191,8 +191,8 @@ EXCHANGE = [
          """mfn_of $pages, %rbx\n mov %rbx, @in\n movq $0x123, @out
          hypercall update_va_mapping, $pages, $0, $UVMF_INVLPG
          result_of memory_op, $XENMEM_exchange, $@x\n report @x+64
-         mov @out, %rbp\n movabs $MACH2PHYS_VIRT_START, %rcx\n report (%rcx,%rbp,8)""", (0, 1, 0x123),
-         _EXCHANGE),
+         mov @out, %rbp\n movabs $MACH2PHYS_VIRT_START, %rcx\n report (%rcx,%rbp,8)""",
+         (0, 1, 0x123), _EXCHANGE),
     Case("exchange/xen-frame", "memory_exchange: a frame that is not the guest's is EINVAL",
          "movq $0x10, @in\n result_of memory_op, $XENMEM_exchange, $@x", (EINVAL,), _EXCHANGE),
 ]  # fmt: skip
