@@ -30,6 +30,12 @@ class ShutdownReason(IntEnum):
     CRASH = 3
     WATCHDOG = 4
     SOFT_RESET = 5
+    UNKNOWN = 0xFF
+    """Any other number: Xen takes all of a byte."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> ShutdownReason:
+        return cls.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class DomainSpec:
     memory_pages: int
     max_pages: int
     max_vcpus: int
+    max_event_port: int = 0x7FFF_FFFF
 
 
 class Domain:
@@ -62,13 +69,20 @@ class Domain:
         self.frames.give_to_domain(layout.SHARED_INFO)
         self.pv = self._pv_domain()
         self.vcpus: dict[VcpuId, Vcpu] = {}
-        self.events = EventChannels(memory, self.shared_info, self.vcpus)
+        self.events = EventChannels(
+            memory, self.frames, self.shared_info, self.vcpus, spec.max_event_port
+        )
         self.grants = GrantTable(memory, self.frames)
+        self.pirqs: set[int] = set()
+        """Interrupt numbers that PHYSDEVOP_get_free_pirq gave away; no interrupt is behind them."""
+        self.pirq_eoi_mfn = 0
+        """The frame of PHYSDEVOP_pirq_eoi_gmfn; 0: none."""
         self.vm_assists: set[int] = set()
         self.shutdown_reason: ShutdownReason | None = None
         self.crash_cause: BaseException | None = None
         self.pause_count = 0
-        self.shutdown_code = ShutdownReason.POWEROFF
+        self.shutdown_code: ShutdownReason | None = None
+        """What the guest said beforehand that its shutdown will mean; the first word counts."""
         self.watchdogs: dict[int, int] = {}
         self.yielded = False
         self.work_left = 0
@@ -108,7 +122,7 @@ class Domain:
 
     def set_base_pointer(self, vcpu: Vcpu, l4: int) -> None:
         """Use another top-level page table; its hypervisor slots are filled in first."""
-        layout.set_xen_slots(self.memory, l4)
+        layout.set_xen_slots(self.memory, l4, self.pv.m2p_l4_entry)
         vcpu.pv.cr3 = l4 << PAGE_SHIFT
         self.space.cr3 = vcpu.pv.cr3
         self.engine.set_cr3(vcpu.pv.cr3)
@@ -128,13 +142,16 @@ class Domain:
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest is over; what happens next is the tool stack's business."""
         if self.shutdown_reason is None:
-            self.shutdown_reason = reason
-            self.on_shutdown(reason)
+            if self.shutdown_code is None:
+                self.shutdown_code = reason
+            self.shutdown_reason = self.shutdown_code
+            self.on_shutdown(self.shutdown_reason)
 
     def crash(self, cause: BaseException) -> None:
         """The guest did what it may not do, or we did."""
         if self.shutdown_reason is None:
             self.crash_cause = cause
+            self.shutdown_code = None  # whatever it announced, this was not it
             self.shutdown(ShutdownReason.CRASH)
 
     def print(self, text: str) -> None:

@@ -140,7 +140,7 @@ def _extended(d: Domain, v: Vcpu, raw: bytes) -> None:
         _check_own(d, op.arg1)
         d.frames.pin(op.arg1, FrameType(command - MMUEXT_PIN_L1_TABLE + 1))
         if command == MMUEXT_PIN_L4_TABLE:
-            layout.set_xen_slots(d.memory, op.arg1)
+            layout.set_xen_slots(d.memory, op.arg1, d.pv.m2p_l4_entry)
     elif command == MMUEXT_UNPIN_TABLE:
         d.frames.unpin(op.arg1)
     elif command == MMUEXT_NEW_BASEPTR:
