@@ -58,7 +58,7 @@ def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     _set_entry_points(target, context)
     target.pv.cr3 = l4 << 12
     target.pv.user_cr3 = user_l4 << 12
-    layout.set_xen_slots(d.memory, l4)
+    layout.set_xen_slots(d.memory, l4, d.pv.m2p_l4_entry)
     _set_registers(d, target, context)
 
 
