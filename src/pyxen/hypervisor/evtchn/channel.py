@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
-from typing import Protocol
+from enum import IntEnum
+from typing import Final, Protocol
 
 from pyxen.abi.event_channel import EVTCHN_FIFO_PRIORITY_DEFAULT
 from pyxen.abi.xen import VIRQ_DEBUG, VIRQ_TIMER, VIRQ_XENOPROF, VIRQ_XENPMU
@@ -57,13 +57,13 @@ class HostEnd:
     port: Port = Port(0)
 
 
-class Effect(IntFlag):
-    """What follows from an event that was shown to the guest."""
+class Effect:
+    """What follows from an event that was shown to the guest; plain bits, as events are many."""
 
-    NONE = 0
-    UPCALL = 1
+    NONE: Final = 0
+    UPCALL: Final = 1
     """The vCPU's upcall became pending: wake it."""
-    PENDING = 2
+    PENDING: Final = 2
     """The port was not pending before: who polls for it is to look."""
 
 
@@ -72,14 +72,14 @@ class EventAbi(Protocol):
 
     max_ports: int
 
-    def set_pending(self, vcpu: Vcpu, port: Port, channel: Channel) -> Effect:
-        """Show an event."""
+    def set_pending(self, vcpu: Vcpu, port: Port, channel: Channel) -> int:
+        """Show an event; an Effect."""
 
     def clear_pending(self, port: Port) -> None:
         """Take it back: the port is being closed."""
 
-    def unmask(self, vcpu: Vcpu, port: Port, channel: Channel) -> Effect:
-        """Clear the mask, and show the event that waited behind it."""
+    def unmask(self, vcpu: Vcpu, port: Port, channel: Channel) -> int:
+        """Clear the mask, and show the event that waited behind it; an Effect."""
 
     def is_pending(self, port: Port) -> bool:
         """Whether there is an event."""

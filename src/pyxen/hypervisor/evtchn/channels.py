@@ -269,7 +269,7 @@ class EventChannels:
         self.channel(port)
         return self._abi.is_pending(Port(port))
 
-    def _follow(self, effect: Effect, vcpu: Vcpu, port: Port) -> None:
+    def _follow(self, effect: int, vcpu: Vcpu, port: Port) -> None:
         if effect & Effect.UPCALL:
             self.on_pending(vcpu, port)
         if effect & Effect.PENDING and self.pollers:

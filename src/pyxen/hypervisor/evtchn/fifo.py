@@ -105,7 +105,7 @@ class Fifo:
         self.controls.clear()
         self.array.clear()
 
-    def set_pending(self, vcpu: Vcpu, port: Port, channel: Channel) -> Effect:
+    def set_pending(self, vcpu: Vcpu, port: Port, channel: Channel) -> int:
         """Set PENDING, and append the port to its queue unless it is masked or in one already."""
         at = self._word(port)
         if at is None:
@@ -133,7 +133,7 @@ class Fifo:
         if at is not None:
             self._memory.dwords[at] &= ~_PENDING
 
-    def unmask(self, vcpu: Vcpu, port: Port, channel: Channel) -> Effect:
+    def unmask(self, vcpu: Vcpu, port: Port, channel: Channel) -> int:
         """Clear MASKED, and queue the port if it is pending."""
         at = self._word(port)
         if at is None:

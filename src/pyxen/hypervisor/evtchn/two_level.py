@@ -25,7 +25,7 @@ class TwoLevel:
         self._memory = memory
         self._shared_info = shared_info_maddr
 
-    def set_pending(self, vcpu: Vcpu, port: Port, channel: Channel) -> Effect:
+    def set_pending(self, vcpu: Vcpu, port: Port, channel: Channel) -> int:
         """The port's bit, then the selector's, then the upcall: a guest reads them backwards."""
         if self._set_bit(_PENDING, port, True):
             return Effect.NONE
@@ -37,7 +37,7 @@ class TwoLevel:
         """So that the next owner of the port does not see it."""
         self._set_bit(_PENDING, port, False)
 
-    def unmask(self, vcpu: Vcpu, port: Port, channel: Channel) -> Effect:
+    def unmask(self, vcpu: Vcpu, port: Port, channel: Channel) -> int:
         """Only who really unmasks shows the event again."""
         was_masked = self._set_bit(_MASK, port, False)
         if was_masked and self._bit(_PENDING, port) and vcpu.mark_pending(port >> 6):
