@@ -26,6 +26,10 @@ EVTCHNOP_reset = 10
 EVTCHNOP_init_control = 11
 EVTCHNOP_expand_array = 12
 EVTCHNOP_set_priority = 13
+EVTCHNOP_reset_cont = 14
+"""EVTCHNOP_reset that goes on: what is in a register while a long one is interrupted."""
+
+_NOT_IN_HEADER = {"EVTCHNOP_reset_cont": "between Xen and itself"}
 
 # evtchn_bind_pirq.flags
 BIND_PIRQ__WILL_SHARE = 1
@@ -199,3 +203,11 @@ class EvtchnFifoControlBlock(XenStruct):
     ready: u32 = 0
     _rsvd: u32 = 0
     head: Annotated[tuple[int, ...], array(u32, 16)] = ()
+
+
+@xen_struct("evtchn_op_t", header=_PUBLIC, size=28)
+class EvtchnOp(XenStruct):
+    """Argument of HYPERVISOR_event_channel_op_compat: a command and its structure."""
+
+    cmd: u32 = 0
+    u: Annotated[bytes, union(EvtchnStatus)] = b""

@@ -5,12 +5,13 @@ Source: public/physdev.h.
 
 from typing import Annotated
 
-from pyxen.abi._struct import CPath, XenStruct, ptr, s32, u8, u16, u32, u64, xen_struct
+from pyxen.abi._struct import CPath, XenStruct, ptr, s32, u8, u16, u32, u64, union, xen_struct
 
 _HEADERS = ("physdev.h",)
 _PUBLIC = "physdev.h"
 
 # Commands of HYPERVISOR_physdev_op.
+PHYSDEVOP_IRQ_UNMASK_NOTIFY = 4
 PHYSDEVOP_irq_status_query = 5
 PHYSDEVOP_set_iopl = 6
 PHYSDEVOP_set_iobitmap = 7
@@ -238,3 +239,11 @@ class PhysdevDbgpOp(XenStruct):
     op: u8 = 0
     bus: u8 = 0
     pci: Annotated[PhysdevPciDevice, CPath("u.pci")] = PhysdevPciDevice()
+
+
+@xen_struct("physdev_op_t", header=_PUBLIC, size=24)
+class PhysdevOp(XenStruct):
+    """Argument of HYPERVISOR_physdev_op_compat: a command and its structure."""
+
+    cmd: u32 = 0
+    u: Annotated[bytes, union(PhysdevIrqStatusQuery, PhysdevSetIobitmap, PhysdevApic)] = b""

@@ -177,7 +177,7 @@ _DOMAIN = (
     Key("vncviewer", _NONE, "", "xl takes -V instead"),
     Key("localtime", _B, "b_info.localtime", "clock at local time, not UTC", _ALL, _TIME),
     Key("videoram", _N, "b_info.video_memkb", "MiB of video memory", _HVM, scale=MIB, high=MAX_MIB),
-    Key("max_event_channels", _N, "b_info.event_channels", "event channels at most", _ALL, _LIMITS),
+    Key("max_event_channels", _N, "b_info.event_channels", "event channels at most"),
     Key("kernel", _S, "b_info.kernel", "kernel image on the host"),
     Key("ramdisk", _S, "b_info.ramdisk", "initial ramdisk on the host"),
     Key("device_tree", _S, "b_info.device_tree", "partial device tree", _ARM),

@@ -22,7 +22,6 @@ from pyxen.errors import UserError
 from pyxen.hypervisor.clock import HostClock
 from pyxen.hypervisor.cpuid import XenCpuid
 from pyxen.hypervisor.domain import Domain, DomainSpec
-from pyxen.hypervisor.evtchn import Channel, ChannelKind
 from pyxen.hypervisor.hypercall import continuation
 from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.runloop import RunLoop
@@ -36,6 +35,9 @@ from pyxen.types import DomId, GrantRef, Port, VcpuId
 
 CONSOLE_GREF = GrantRef(0)
 XENSTORE_GREF = GrantRef(1)
+_OWN_PORTS = 2
+DEFAULT_EVENT_PORTS = 1023
+"""The highest event port of a domain whose configuration does not say it, as in libxl."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class MachineSpec:
             memory_pages=memory_pages,
             max_pages=max(memory_pages, int(spec["maxmem_kib"]) // 4),
             max_vcpus=int(spec["maxvcpus"]),
+            max_event_port=int(spec.get("event_channels", DEFAULT_EVENT_PORTS)),
         )
         ramdisk = spec.get("ramdisk")
         return cls(
@@ -150,23 +153,21 @@ class Machine:
         self.console = Console(
             self.memory,
             built.console_mfn,
-            lambda: events.set_pending(port),
+            lambda: events.notify_guest(host_port),
             self.console_log.write,
         )
         self.console.watch(self.pty.write)
-        events.allocate(
-            Channel(ChannelKind.INTERDOMAIN, remote_port=port, notify=self.console.notified), port
-        )
+        host_port = events.connect_host(port, self.console.notified)
         reactor.add(self.pty.master, lambda _: self.console.type(self.pty.read()))
         self._parts.callback(reactor.remove, self.pty.master)
 
     def _connect_xenstore(self, built: BuiltDomain) -> None:
         events, port = self.domain.events, self.spec.store_port
         self.domain.grants.seed(XENSTORE_GREF, 0, built.store_mfn)
-        self.xenstore = XenstoreRing(self.memory, built.store_mfn, lambda: events.set_pending(port))
-        events.allocate(
-            Channel(ChannelKind.INTERDOMAIN, remote_port=port, notify=self.xenstore.notified), port
+        self.xenstore = XenstoreRing(
+            self.memory, built.store_mfn, lambda: events.notify_guest(host_port)
         )
+        host_port = events.connect_host(port, self.xenstore.notified)
 
     def close(self) -> None:
         """Give everything back; the process is about to end."""
@@ -179,6 +180,12 @@ def check_size(spec: DomainSpec) -> None:
         raise UserError(
             f"{spec.max_vcpus} vCPUs: a domain can have {layout.MAX_VCPUS} at most",
             "set `vcpus=` and `maxvcpus=` accordingly",
+            exit_code=3,
+        )
+    if spec.max_event_port < _OWN_PORTS:
+        raise UserError(
+            f"{spec.max_event_port} event channels: console and xenstore need two",
+            "set `max_event_channels=` accordingly",
             exit_code=3,
         )
     host_pages = os.sysconf("SC_PHYS_PAGES")

@@ -35,6 +35,12 @@ class ShutdownReason(IntEnum):
     CRASH = 3
     WATCHDOG = 4
     SOFT_RESET = 5
+    UNKNOWN = 0xFF
+    """Any other number: Xen takes all of a byte."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> ShutdownReason:
+        return cls.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class DomainSpec:
     memory_pages: int
     max_pages: int
     max_vcpus: int
+    max_event_port: int = 0x7FFF_FFFF
 
 
 class Domain:
@@ -69,15 +76,22 @@ class Domain:
         self.types = PageTypes(memory, self.frames, self.pv, self, self.flush_tlb)
         self.reservation = Reservation(memory, self.frames, self.types, spec)
         self.vcpus: dict[VcpuId, Vcpu] = {}
-        self.events = EventChannels(memory, self.shared_info, self.vcpus)
+        self.events = EventChannels(
+            memory, self.types, self.shared_info, self.vcpus, spec.max_event_port
+        )
         self.grants = GrantTable(memory, self.frames, self.types)
+        self.pirqs: set[int] = set()
+        """Interrupt numbers that PHYSDEVOP_get_free_pirq gave away; no interrupt is behind them."""
+        self.pirq_eoi_mfn = 0
+        """The frame of PHYSDEVOP_pirq_eoi_gmfn; 0: none."""
         self.vm_assists: set[int] = set()
         self.memory_map: bytes | None = None
         """What the guest set by XENMEM_set_memory_map: E820 entries."""
         self.shutdown_reason: ShutdownReason | None = None
         self.crash_cause: BaseException | None = None
         self.pause_count = 0
-        self.shutdown_code = ShutdownReason.POWEROFF
+        self.shutdown_code: ShutdownReason | None = None
+        """What the guest said beforehand that its shutdown will mean; the first word counts."""
         self.watchdogs: dict[int, int] = {}
         self.yielded = False
         self.timers_changed = False
@@ -123,6 +137,7 @@ class Domain:
         if old != l4:
             self.types.get_page_and_type(l4, FrameType.L4)
         # COMMIT
+        layout.set_xen_slots(self.memory, l4, self.pv.m2p_l4_entry)
         vcpu.pv.cr3 = l4 << PAGE_SHIFT
         self.space.cr3 = vcpu.pv.cr3
         self.engine.set_cr3(vcpu.pv.cr3)
@@ -162,13 +177,16 @@ class Domain:
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest is over; what happens next is the tool stack's business."""
         if self.shutdown_reason is None:
-            self.shutdown_reason = reason
-            self.on_shutdown(reason)
+            if self.shutdown_code is None:
+                self.shutdown_code = reason
+            self.shutdown_reason = self.shutdown_code
+            self.on_shutdown(self.shutdown_reason)
 
     def crash(self, cause: BaseException) -> None:
         """The guest did what it may not do, or we did."""
         if self.shutdown_reason is None:
             self.crash_cause = cause
+            self.shutdown_code = None  # whatever it announced, this was not it
             self.shutdown(ShutdownReason.CRASH)
 
     def print(self, text: str) -> None:

@@ -70,6 +70,17 @@ class _Audit:
             if v.vcpu_info_registered:
                 self.use(v.pv.vcpu_info_maddr >> PAGE_SHIFT, FrameType.WRITABLE)
 
+    def held(self) -> None:
+        fifo = self.d.events.fifo
+        pirq_eoi = [self.d.pirq_eoi_mfn] if self.d.pirq_eoi_mfn else []
+        for mfn in [*(fifo.held() if fifo else ()), *pirq_eoi]:
+            self.use(mfn, FrameType.WRITABLE)
+        for mfn, writable in self.d.grants.held:
+            if writable:
+                self.use(mfn, FrameType.WRITABLE)
+            else:
+                self.refs[mfn] += 1
+
     def compare(self, mfn: int) -> None:
         frames = self.d.frames
         for what, counted, found in (
@@ -102,11 +113,7 @@ def audit(d: Domain) -> list[str]:
         if mfn < XEN_PAGES:
             a.use(mfn, FrameType.WRITABLE)
     a.roots()
-    for mfn, writable in d.grants.held:
-        if writable:
-            a.use(mfn, FrameType.WRITABLE)
-        else:
-            a.refs[mfn] += 1
+    a.held()
     for mfn in owned:
         a.compare(mfn)
     dying = sum(1 for mfn in owned if frames.flags(mfn) & DYING)

@@ -429,7 +429,7 @@ class PageTypes:
                 self.settle()
             raise
         if level == _L4:
-            layout.set_xen_slots(self._memory, mfn)
+            layout.set_xen_slots(self._memory, mfn, self._pv.m2p_l4_entry)
         records[at] |= VALIDATED
 
     def _stop(self, mfn: int, level: FrameType, held: int) -> None:

@@ -88,11 +88,21 @@ class Vcpu:
     def upcall_mask(self, value: int) -> None:
         self._memory.bytes[self.pv.vcpu_info_maddr + UPCALL_MASK] = value
 
-    def mark_pending(self, selector_bit: int) -> None:
-        """Set a bit of evtchn_pending_sel and ask for an upcall."""
-        words = self._memory.words
-        words[(self.pv.vcpu_info_maddr + _PENDING_SEL) >> 3] |= 1 << selector_bit
-        self._memory.bytes[self.pv.vcpu_info_maddr + UPCALL_PENDING] = 1
+    def mark_pending(self, selector_bit: int) -> bool:
+        """Set a bit of evtchn_pending_sel and ask for an upcall; whether either was news."""
+        index, bit = (self.pv.vcpu_info_maddr + _PENDING_SEL) >> 3, 1 << selector_bit
+        if self._memory.words[index] & bit:
+            return False
+        self._memory.words[index] |= bit
+        return self.mark_events_pending()
+
+    def mark_events_pending(self) -> bool:
+        """Ask for an upcall; False if the guest has been asked already, and has yet to look."""
+        at = self.pv.vcpu_info_maddr + UPCALL_PENDING
+        if self._memory.bytes[at] & 1:
+            return False
+        self._memory.bytes[at] |= 1
+        return True
 
     def set_cr2(self, address: int) -> None:
         """Where the guest finds the address of its page fault (vcpu_info.arch.cr2)."""

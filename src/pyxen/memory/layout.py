@@ -27,6 +27,7 @@ from pyxen.memory.pagetable import (
     PTE_NX,
     PTE_PRESENT,
     PTE_RW,
+    PTE_USER,
 )
 from pyxen.types import U64, Mfn
 
@@ -56,7 +57,9 @@ INVALID_M2P_ENTRY = U64
 FIRST_RESERVED_GDT_PAGE = 14
 
 _TABLE = PTE_PRESENT | PTE_RW
-M2P_SLOT_ENTRY = (M2P_L3 << 12) | PTE_PRESENT | PTE_RW | PTE_ACCESSED
+M2P_SLOT_ENTRY_STRICT = (M2P_L3 << 12) | PTE_PRESENT | PTE_RW | PTE_ACCESSED
+M2P_SLOT_ENTRY = M2P_SLOT_ENTRY_STRICT | PTE_USER
+"""User mode may read the M2P, as in Xen, until the guest says m2p_strict (vm_assist)."""
 DESCRIPTOR_SLOT_ENTRY = (GDT_L3 << 12) | PTE_PRESENT | PTE_RW | PTE_ACCESSED
 
 # Selector offset in the reserved page -> descriptor. The guest kernel runs at privilege level 1 in
@@ -88,22 +91,22 @@ def install(memory: MachineMemory) -> None:
     _install_descriptor_window(memory)
 
 
-def set_xen_slots(memory: MachineMemory, l4: int) -> None:
+def set_xen_slots(memory: MachineMemory, l4: int, m2p_entry: int = M2P_SLOT_ENTRY) -> None:
     """Put the hypervisor's entries into a top-level table of the guest, whatever was there."""
     base = l4 << 9
     for slot in range(FIRST_XEN_SLOT, LAST_XEN_SLOT + 1):
         memory.words[base + slot] = 0
-    memory.words[base + M2P_SLOT] = M2P_SLOT_ENTRY
+    memory.words[base + M2P_SLOT] = m2p_entry
     memory.words[base + DESCRIPTOR_SLOT] = DESCRIPTOR_SLOT_ENTRY
 
 
 def _install_m2p(memory: MachineMemory) -> None:
     words = memory.words
-    words[M2P_L3 << 9] = (M2P_L2 << 12) | _TABLE
-    read_only = PTE_PRESENT | PTE_ACCESSED | PTE_NX
+    words[M2P_L3 << 9] = (M2P_L2 << 12) | _TABLE | PTE_USER
+    read_only = PTE_PRESENT | PTE_ACCESSED | PTE_NX | PTE_USER
     for page in range(memory.m2p_pages):
         if page % 512 == 0:
-            words[(M2P_L2 << 9) + page // 512] = ((M2P_L1 + page // 512) << 12) | _TABLE
+            words[(M2P_L2 << 9) + page // 512] = ((M2P_L1 + page // 512) << 12) | _TABLE | PTE_USER
         words[(M2P_L1 << 9) + page] = ((memory.m2p_mfn + page) << 12) | read_only
     start = memory.m2p_mfn << 9
     words[start : start + XEN_PAGES] = memoryview(array("Q", [INVALID_M2P_ENTRY]) * XEN_PAGES)

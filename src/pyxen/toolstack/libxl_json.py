@@ -13,6 +13,7 @@ from pyxen.xend.registry import HOST_UUID
 
 INVALID_DOMID = 0xFFFFFFFF
 DEFAULT_MEMORY_KIB = 32 << 10
+DEFAULT_EVENT_CHANNELS = 1023
 
 FAILED = 3
 """What xl exits with when a domain cannot be created."""
@@ -109,10 +110,18 @@ def domain_spec(config: JsonObject) -> JsonObject:
         "maxmem_kib": maxmem,
         "vcpus": vcpus,
         "maxvcpus": maxvcpus,
+        "event_channels": _event_channels(b_info),
         "store_port": 1,
         "console_port": 2,
         **{key: config[key] for key in config if key.startswith("on_")},
     }
+
+
+def _event_channels(b_info: JsonObject) -> int:
+    """The highest port; libxl reads 0 as "not said"."""
+    if not b_info.get("event_channels"):
+        return DEFAULT_EVENT_CHANNELS
+    return _number(b_info, "event_channels", DEFAULT_EVENT_CHANNELS)
 
 
 def _number(of: JsonObject, key: str, default: int) -> int:

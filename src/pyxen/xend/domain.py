@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 REATTACH_SECONDS = 0.1
 
-SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_reset")
-"""By SHUTDOWN_* code of public/sched.h."""
+SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_reset", "unknown")
+"""SHUTDOWN_* of public/sched.h; `unknown` are all other numbers, as in libxl."""
 
 
 class Domain:

@@ -94,7 +94,7 @@ class FakeWorld:
 class PvGuest:
     """The domain with short ways to do what a guest does."""
 
-    def __init__(self, max_vcpus: int = 4) -> None:
+    def __init__(self, max_vcpus: int = 4, max_event_port: int = 0x7FFF_FFFF) -> None:
         self.clock = FakeClock()
         self.memory = MachineMemory(PAGES + SPARE_PAGES)
         layout.install(self.memory)
@@ -103,7 +103,8 @@ class PvGuest:
         self.clock.look_ns = 1000
         self.time.calibrate()
         self.clock.look_ns = 1
-        spec = DomainSpec(DOMID, UUID(int=0x1234), "test", PAGES, PAGES + SPARE_PAGES, max_vcpus)
+        pages = PAGES, PAGES + SPARE_PAGES
+        spec = DomainSpec(DOMID, UUID(int=0x1234), "test", *pages, max_vcpus, max_event_port)
         self.domain = Domain(spec, self.memory, self.engine, self.time)
         self.memory.on_write = self.engine.code_changed
         self.world = FakeWorld()

@@ -25,8 +25,8 @@ from pyxen.abi.callback import (
     CallbackUnregister,
 )
 from pyxen.abi.errno import E
-from pyxen.abi.features import XENFEAT_gnttab_map_avail_bits, XENFEAT_mmu_pt_update_preserve_ad
-from pyxen.abi.physdev import PHYSDEVOP_apic_read, PHYSDEVOP_set_iobitmap, PHYSDEVOP_set_iopl
+from pyxen.abi.features import XENFEAT_pae_pgdir_above_4gb
+from pyxen.abi.physdev import PHYSDEVOP_set_iobitmap, PHYSDEVOP_set_iopl
 from pyxen.abi.version import (
     XenFeatureInfo,
     XenPlatformParameters,
@@ -42,10 +42,16 @@ from pyxen.abi.version import (
     XENVER_platform_parameters,
     XENVER_version,
 )
+from pyxen.abi.xen import (
+    VMASST_CMD_disable,
+    VMASST_CMD_enable,
+    VMASST_TYPE_m2p_strict,
+    VMASST_TYPE_pae_extended_cr3,
+)
 from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
 from pyxen.memory.machine import XEN_PAGES
-from pyxen.memory.pagetable import PTE_PRESENT, PTE_RW
+from pyxen.memory.pagetable import PTE_PRESENT, PTE_RW, PTE_USER
 
 PFN = 100
 MFN = XEN_PAGES + PFN
@@ -299,14 +305,37 @@ def test_debug_registers(guest: PvGuest, register: int, value: int, result: int,
 
 
 def test_vm_assist(guest: PvGuest) -> None:
-    for kind in (2, 4, 5):
-        assert guest.call("vm_assist", 0, kind) == 0
-    assert guest.domain.vm_assists == {2, 4, 5}
-    assert guest.call("vm_assist", 1, 4) == 0
-    assert guest.domain.vm_assists == {2, 5}
-    for kind in (0, 1, 3, 99, 1 << 63):
-        assert guest.call("vm_assist", 0, kind) == -E.INVAL
+    everything = {0, 1, 2, 3, 4, 5, 32}
+    for kind in everything:
+        assert guest.call("vm_assist", VMASST_CMD_enable, kind) == 0
+    assert guest.domain.vm_assists == everything
+    assert guest.call("vm_assist", VMASST_CMD_disable, 4) == 0
+    assert guest.domain.vm_assists == everything - {4}
+    for kind in (6, 31, 33, 63, 64, 99, (1 << 32) - 1):
+        assert guest.call("vm_assist", VMASST_CMD_enable, kind) == -E.INVAL
+        assert guest.call("vm_assist", 2, kind) == -E.INVAL
     assert guest.call("vm_assist", 2, 4) == -E.NOSYS
+
+
+def test_m2p_strict_hides_the_m2p_from_user_mode(guest: PvGuest) -> None:
+    def user_may_read(l4: int) -> bool:
+        at = (l4 << 12) + 8 * layout.M2P_SLOT
+        for _ in range(4):
+            entry = guest.memory.read_u64(at)
+            if not entry & PTE_USER:
+                return False
+            at = entry & 0xF_FFFF_FFFF_F000
+        return True
+
+    assert user_may_read(L4)
+    assert guest.call("vm_assist", VMASST_CMD_enable, VMASST_TYPE_m2p_strict) == 0
+    assert not user_may_read(L4)
+    assert guest.engine.flushes, "the processor may have seen the old entry"
+    guest.memory.write_u64((L4 << 12) + 8 * layout.M2P_SLOT, layout.M2P_SLOT_ENTRY)
+    guest.domain.set_base_pointer(guest.vcpu, L4)
+    assert not user_may_read(L4), "a table that is loaded later"
+    assert guest.call("vm_assist", VMASST_CMD_disable, VMASST_TYPE_m2p_strict) == 0
+    assert user_may_read(L4)
 
 
 def test_physdev_op(guest: PvGuest) -> None:
@@ -317,8 +346,6 @@ def test_physdev_op(guest: PvGuest) -> None:
     assert guest.call("physdev_op", PHYSDEVOP_set_iobitmap, guest.put(0, 65537)) == -E.INVAL
     for command in (PHYSDEVOP_set_iopl, PHYSDEVOP_set_iobitmap):
         assert guest.call("physdev_op", command, NOT_MAPPED) == -E.FAULT
-    assert guest.call("physdev_op", PHYSDEVOP_apic_read) == -E.PERM
-    assert guest.call("physdev_op", 99) == -E.NOSYS
 
 
 def test_console_io_keeps_the_last_words(guest: PvGuest) -> None:
@@ -330,12 +357,13 @@ def test_console_io_keeps_the_last_words(guest: PvGuest) -> None:
     assert guest.call("console_io", 0, (1 << 64) - 1, guest.vaddr(PFN)) == -E.PERM
     assert guest.call("console_io", 0, 10, NOT_MAPPED) == -E.PERM
     assert guest.call("console_io", 1, 10, guest.vaddr(PFN)) == -E.PERM
-    assert guest.call("console_io", 2) == -E.NOSYS
+    assert guest.call("console_io", 2) == -E.PERM, "who asks is checked before what is asked"
 
 
 def test_xen_version(guest: PvGuest) -> None:
     assert guest.call("xen_version", XENVER_version) == 4 << 16 | 17
     assert guest.call("xen_version", XENVER_pagesize) == 4096
+    assert guest.call("xen_version", XENVER_pagesize, guest.put(0)) == -E.INVAL
     assert guest.call("xen_version", XENVER_build_id) == -E.PERM
     assert guest.call("xen_version", 99) == -E.NOSYS
 
@@ -346,7 +374,7 @@ def test_xen_version(guest: PvGuest) -> None:
         (XENVER_extraversion, b".", 16),
         (XENVER_capabilities, b"xen-3.0-x86_64", 1024),
         (XENVER_changeset, b"", 64),
-        (XENVER_commandline, b"<denied>\0", 1024),
+        (XENVER_commandline, b"<denied>\0", 9),
         (XENVER_guest_handle, (0x1234).to_bytes(16, "big"), 16),
         (XENVER_compile_info, b"pyxen", 144),
         (XENVER_platform_parameters, XenPlatformParameters(virt_start=layout.M2P_VADDR).pack(), 8),
@@ -364,8 +392,12 @@ def test_version_texts(guest: PvGuest, command: int, begin: bytes, length: int) 
 def test_features(guest: PvGuest) -> None:
     result, info = guest.op("xen_version", XENVER_get_features, XenFeatureInfo())
     assert result == 0
-    for feature in (XENFEAT_gnttab_map_avail_bits, XENFEAT_mmu_pt_update_preserve_ad):
-        assert info.submap >> feature & 1
+    # Of Xen 4.17 to a PV domain: mmu_pt_update_preserve_ad, highmem_assist,
+    # gnttab_map_avail_bits, memory_op_vnode_supported, direct_mapped.
+    assert info.submap == 1 << 5 | 1 << 6 | 1 << 7 | 1 << 13 | 1 << 17
+    assert guest.call("vm_assist", VMASST_CMD_enable, VMASST_TYPE_pae_extended_cr3) == 0
+    _, info = guest.op("xen_version", XENVER_get_features, XenFeatureInfo())
+    assert info.submap >> XENFEAT_pae_pgdir_above_4gb & 1
     assert guest.op("xen_version", XENVER_get_features, XenFeatureInfo(submap_idx=1))[0] == -E.INVAL
     assert guest.call("xen_version", XENVER_get_features, NOT_MAPPED) == -E.FAULT
     assert guest.domain.domid == DOMID

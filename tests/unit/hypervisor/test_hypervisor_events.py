@@ -9,24 +9,35 @@ from pv_guest import DOMID, NOT_MAPPED, SELF, PvGuest
 
 from pyxen.abi.errno import E
 from pyxen.abi.event_channel import (
+    EVTCHN_2L_NR_CHANNELS as MAX_PORTS,
+)
+from pyxen.abi.event_channel import (
     EvtchnAllocUnbound,
     EvtchnBindInterdomain,
     EvtchnBindIpi,
+    EvtchnBindPirq,
     EvtchnBindVcpu,
     EvtchnBindVirq,
     EvtchnClose,
+    EvtchnExpandArray,
+    EvtchnOp,
     EVTCHNOP_alloc_unbound,
     EVTCHNOP_bind_interdomain,
     EVTCHNOP_bind_ipi,
+    EVTCHNOP_bind_pirq,
     EVTCHNOP_bind_vcpu,
     EVTCHNOP_bind_virq,
     EVTCHNOP_close,
+    EVTCHNOP_expand_array,
     EVTCHNOP_reset,
+    EVTCHNOP_reset_cont,
     EVTCHNOP_send,
+    EVTCHNOP_set_priority,
     EVTCHNOP_status,
     EVTCHNOP_unmask,
     EvtchnReset,
     EvtchnSend,
+    EvtchnSetPriority,
     EvtchnStatus,
     EvtchnUnmask,
 )
@@ -39,7 +50,9 @@ from pyxen.abi.xen import (
     SharedInfo,
 )
 from pyxen.errors import XenError
-from pyxen.hypervisor.evtchn import MAX_PORTS, Channel, ChannelKind
+from pyxen.hypervisor.evtchn import Channel, ChannelKind
+from pyxen.hypervisor.hypercall.physdev_op import NR_PIRQS
+from pyxen.memory.machine import XEN_PAGES
 from pyxen.types import VcpuId
 
 PENDING = SharedInfo.OFFSET["evtchn_pending"]
@@ -185,7 +198,7 @@ def test_closing_forgets_what_was_pending(guest: PvGuest) -> None:
     assert not guest.bit(PENDING, port)
     assert close(guest, port) == -E.INVAL
     assert send(guest, port) == -E.INVAL
-    assert unmask(guest, port) == -E.INVAL
+    assert unmask(guest, port) == 0, "the port is free, but it is a port"
 
 
 # --- back ends --------------------------------------------------------------------------------
@@ -212,6 +225,29 @@ def test_a_back_end_binds_only_what_is_open_for_domain_0(guest: PvGuest) -> None
         with pytest.raises(XenError) as refused:
             guest.domain.events.bind_back_end(port, lambda: None)
         assert refused.value.errno is E.INVAL
+
+
+def test_the_guest_finds_its_way_back_to_a_back_end(guest: PvGuest) -> None:
+    """As in Xen: the host's end of a channel that the guest closed is open for this guest."""
+    heard: list[int] = []
+    events = guest.domain.events
+    host_port = events.connect_host(2, lambda: heard.append(1))
+    _, seen = status(guest, 2)
+    assert (seen.status, seen.u) == (2, bytes(4) + host_port.to_bytes(4, "little"))
+    wanted = EvtchnBindInterdomain(remote_dom=0, remote_port=host_port)
+    assert guest.op(OP, EVTCHNOP_bind_interdomain, wanted)[0] == -E.INVAL, "it is connected"
+    assert close(guest, 2) == 0
+    assert [bind_ipi(guest), bind_ipi(guest)] == [1, 2]
+    events.notify_guest(host_port)
+    assert not guest.bit(PENDING, 2), "the port has another owner now"
+    result, bound = guest.op(OP, EVTCHNOP_bind_interdomain, wanted)
+    assert (result, bound.local_port) == (0, 3)
+    assert guest.bit(PENDING, 3)
+    guest.set_bit(PENDING, 3, False)
+    assert send(guest, 3) == 0
+    assert heard == [1]
+    events.notify_guest(host_port)
+    assert guest.bit(PENDING, 3)
 
 
 def test_an_event_of_a_back_end_for_a_port_that_the_guest_closed(guest: PvGuest) -> None:
@@ -284,14 +320,24 @@ def test_what_cannot_be_moved(guest: PvGuest) -> None:
 def test_status_of_each_kind(guest: PvGuest) -> None:
     ipi, virq = bind_ipi(guest, 1), bind_virq(guest, VIRQ_DEBUG, 2)[1]
     one, other = pair(guest)
-    seen = {port: status(guest, port)[1] for port in (ipi, virq, one, other, 500)}
+    seen = {port: status(guest, port)[1] for port in (0, ipi, virq, one, other, 63)}
     assert (seen[ipi].status, seen[ipi].vcpu) == (5, 1)
     assert (seen[virq].status, seen[virq].vcpu, seen[virq].u[0]) == (4, 2, VIRQ_DEBUG)
     assert seen[one].status == seen[other].status == 2
     assert seen[one].u == DOMID.to_bytes(4, "little") + other.to_bytes(4, "little")
-    assert seen[500].status == 0
-    assert status(guest, MAX_PORTS)[0] == -E.INVAL
-    assert status(guest, 1, 3)[0] == -E.PERM
+    assert seen[0].status == seen[63].status == 0
+    for port in (64, MAX_PORTS, 0xFFFF_FFFF):
+        assert status(guest, port)[0] == -E.INVAL
+    assert status(guest, 1, 0)[0] == -E.PERM
+    assert status(guest, 1, 3)[0] == -E.SRCH
+
+
+def test_ports_come_into_being_64_at_a_time(guest: PvGuest) -> None:
+    for _ in range(64):
+        port = bind_ipi(guest)
+    assert port == 64
+    assert status(guest, 127)[0] == 0
+    assert status(guest, 128)[0] == -E.INVAL
 
 
 def test_reset_closes_everything(guest: PvGuest) -> None:
@@ -325,20 +371,75 @@ def test_a_chosen_port(guest: PvGuest) -> None:
     assert [bind_ipi(guest), bind_ipi(guest)] == [1, 3]
 
 
+def test_a_long_reset_goes_on_where_it_was(guest: PvGuest) -> None:
+    events = guest.domain.events
+    for _ in range(3000):
+        events.allocate(Channel(ChannelKind.IPI))
+    at = guest.put(EvtchnReset(dom=SELF))
+    guest.regs.rip = 0x1002
+    guest.hypercall(OP, EVTCHNOP_reset, at)
+    assert (guest.regs.rip, guest.regs.rdi) == (0x1000, EVTCHNOP_reset_cont)
+    assert 0 < len(events) < 3000
+    assert guest.op(OP, EVTCHNOP_reset, EvtchnReset(dom=SELF))[0] == -E.BUSY
+    assert bind_ipi(guest) == 1, "another vCPU binds a port behind it"
+    assert guest.call(OP, EVTCHNOP_reset_cont, at) == -E.AGAIN
+    assert [port for port, _ in events] == [1]
+    assert guest.op(OP, EVTCHNOP_reset, EvtchnReset(dom=SELF))[0] == 0
+    assert len(events) == 0
+
+
+def test_the_highest_port_of_the_configuration() -> None:
+    guest = PvGuest(max_event_port=5)
+    assert [bind_ipi(guest) for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert guest.op(OP, EVTCHNOP_bind_ipi, EvtchnBindIpi())[0] == -E.NOSPC
+    refused = EvtchnAllocUnbound(dom=0, remote_dom=SELF)
+    assert guest.op(OP, EVTCHNOP_alloc_unbound, refused)[0] == -E.NOSPC, "before EPERM, as in Xen"
+    with pytest.raises(XenError) as no_room:
+        guest.domain.events.allocate(Channel(ChannelKind.IPI), 6)
+    assert no_room.value.errno is E.NOSPC
+    guest.close()
+
+
+def test_the_older_form(guest: PvGuest) -> None:
+    at = guest.put(EvtchnOp(cmd=EVTCHNOP_bind_ipi, u=EvtchnBindIpi(vcpu=1).pack().ljust(24, b"\0")))
+    assert guest.call("event_channel_op_compat", at) == 0
+    op = EvtchnBindIpi.unpack(guest.read(at + EvtchnOp.OFFSET["u"], EvtchnBindIpi.SIZE))
+    assert (op.port, status(guest, op.port)[1].vcpu) == (1, 1)
+    for command in (EVTCHNOP_reset, 11, 14, 1 << 31):
+        at = guest.put(EvtchnOp(cmd=command, u=bytes(24)))
+        assert guest.call("event_channel_op_compat", at) == -E.NOSYS
+    assert guest.call("event_channel_op_compat", NOT_MAPPED) == -E.FAULT
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", range(16))
 def test_a_bad_pointer(guest: PvGuest, command: int) -> None:
-    known = command in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     result = guest.call(OP, command, NOT_MAPPED)
-    assert result == (-E.FAULT if known and command != 2 else -E.NOSYS)
+    assert result == (-E.FAULT if command < 15 else -E.NOSYS)
 
 
 @pytest.mark.parametrize(
     ("command", "structure", "errno"),
     [
         (EVTCHNOP_alloc_unbound, EvtchnAllocUnbound(dom=0, remote_dom=SELF), E.PERM),
+        (EVTCHNOP_alloc_unbound, EvtchnAllocUnbound(dom=9, remote_dom=SELF), E.SRCH),
+        (EVTCHNOP_bind_interdomain, EvtchnBindInterdomain(remote_dom=9, remote_port=1), E.SRCH),
+        (EVTCHNOP_bind_virq, EvtchnBindVirq(virq=NR_VIRQS), E.INVAL),
+        (EVTCHNOP_bind_virq, EvtchnBindVirq(virq=0xFFFF_FFFF), E.INVAL),
+        (EVTCHNOP_bind_virq, EvtchnBindVirq(virq=VIRQ_CONSOLE, vcpu=99), E.INVAL),
+        (EVTCHNOP_bind_virq, EvtchnBindVirq(virq=VIRQ_TIMER, vcpu=99), E.NOENT),
+        (EVTCHNOP_bind_pirq, EvtchnBindPirq(pirq=NR_PIRQS), E.INVAL),
+        (EVTCHNOP_bind_pirq, EvtchnBindPirq(pirq=NR_PIRQS - 1), E.PERM),
+        (EVTCHNOP_reset, EvtchnReset(dom=9), E.SRCH),
+        (EVTCHNOP_reset_cont, EvtchnReset(dom=SELF), E.BUSY),
+        (EVTCHNOP_bind_vcpu, EvtchnBindVcpu(port=0, vcpu=99), E.NOENT),
+        (EVTCHNOP_bind_vcpu, EvtchnBindVcpu(port=0, vcpu=0), E.INVAL),
+        (EVTCHNOP_expand_array, EvtchnExpandArray(array_gfn=XEN_PAGES + 100), E.OPNOTSUPP),
+        (EVTCHNOP_set_priority, EvtchnSetPriority(port=1, priority=0), E.NOSYS),
+        (EVTCHNOP_set_priority, EvtchnSetPriority(port=64, priority=0), E.INVAL),
+        (EVTCHNOP_close, EvtchnClose(port=0), E.INVAL),
         (EVTCHNOP_bind_interdomain, EvtchnBindInterdomain(remote_dom=0, remote_port=1), E.INVAL),
         (EVTCHNOP_bind_interdomain, EvtchnBindInterdomain(remote_dom=SELF, remote_port=9), E.INVAL),
         (EVTCHNOP_bind_ipi, EvtchnBindIpi(vcpu=99), E.NOENT),
@@ -427,6 +528,38 @@ def test_poll_waits_for_a_masked_port(guest: PvGuest) -> None:
     assert not guest.domain.events.pollers
 
 
+def test_poll_of_several_ports_ends_with_any_event(guest: PvGuest) -> None:
+    """As in Xen, which does not remember a list: the guest looks again."""
+    ports = [bind_ipi(guest) for _ in range(3)]
+    for each in ports:
+        guest.set_bit(MASK, each, True)
+    assert poll(guest, *ports[:2]) == 0
+    assert guest.vcpu.blocked
+    guest.domain.events.send(ports[2])
+    assert not guest.vcpu.blocked
+
+
+def test_a_pending_port_ends_the_search_of_poll(guest: PvGuest) -> None:
+    port = bind_ipi(guest)
+    assert poll(guest, port, 99) == -E.INVAL
+    guest.set_bit(PENDING, port, True)
+    assert poll(guest, port, 99) == 0
+    assert poll(guest, 99, port) == -E.INVAL
+
+
+def test_a_vcpu_that_has_been_asked_already_is_not_woken_again(guest: PvGuest) -> None:
+    """A guest that polls with events masked sleeps on, though one waits for it."""
+    port, other = bind_ipi(guest), bind_ipi(guest)
+    guest.set_mask(1)
+    send(guest, other)
+    guest.set_bit(PENDING, other, False)
+    assert poll(guest, port) == 0
+    guest.domain.events.send(other)
+    assert guest.vcpu.blocked
+    guest.domain.events.send(port)
+    assert not guest.vcpu.blocked
+
+
 def test_poll_waits_for_a_port_of_another_vcpu(guest: PvGuest) -> None:
     port = bind_ipi(guest, 1)
     assert poll(guest, port) == 0
@@ -459,8 +592,9 @@ def test_poll_does_not_sleep_if_there_is_something(
     assert not guest.vcpu.blocked
 
 
-def test_poll_with_a_timeout_in_the_past(guest: PvGuest) -> None:
-    assert poll(guest, bind_ipi(guest), timeout=1) == 0
+@pytest.mark.parametrize("timeout", [1, 1 << 63, (1 << 64) - 1])
+def test_poll_with_a_timeout_in_the_past(guest: PvGuest, timeout: int) -> None:
+    assert poll(guest, bind_ipi(guest), timeout=timeout) == 0
     assert not guest.vcpu.blocked
 
 

@@ -19,6 +19,7 @@ from pyxen.abi.sched import (
     SCHEDOP_watchdog,
     SCHEDOP_yield,
     SchedPoll,
+    SchedRemoteShutdown,
     SchedShutdown,
     SchedWatchdog,
 )
@@ -246,12 +247,55 @@ def test_shutdown_code(guest: PvGuest) -> None:
 
 def test_sched_op_errors(guest: PvGuest) -> None:
     assert guest.call("sched_op", 99) == -E.NOSYS
-    for command in (SCHEDOP_remote_shutdown, SCHEDOP_pin_override):
-        assert guest.call("sched_op", command) == -E.PERM
-    for command in (SCHEDOP_shutdown, SCHEDOP_shutdown_code, SCHEDOP_watchdog, SCHEDOP_poll):
+    assert guest.call("sched_op", SCHEDOP_pin_override, NOT_MAPPED) == -E.PERM
+    for command in (
+        SCHEDOP_shutdown,
+        SCHEDOP_shutdown_code,
+        SCHEDOP_watchdog,
+        SCHEDOP_poll,
+        SCHEDOP_remote_shutdown,
+    ):
         assert guest.call("sched_op", command, NOT_MAPPED) == -E.FAULT
-    assert guest.op("sched_op", SCHEDOP_shutdown, SchedShutdown(reason=77))[0] == -E.INVAL
+    for domid, errno in ((0, E.PERM), (7, E.PERM), (8, E.SRCH), (SELF, E.SRCH)):
+        op = SchedRemoteShutdown(domain_id=domid, reason=1)
+        assert guest.op("sched_op", SCHEDOP_remote_shutdown, op)[0] == -errno
     assert guest.domain.shutdown_reason is None
+
+
+@pytest.mark.parametrize(("number", "reason"), [(0x101, "REBOOT"), (77, "UNKNOWN")])
+def test_any_byte_is_a_reason(guest: PvGuest, number: int, reason: str) -> None:
+    assert guest.op("sched_op", SCHEDOP_shutdown, SchedShutdown(reason=number))[0] == 0
+    assert guest.domain.shutdown_reason is ShutdownReason[reason]
+
+
+def test_the_first_shutdown_code_is_what_the_shutdown_means(guest: PvGuest) -> None:
+    for reason in (3, 1):
+        assert guest.op("sched_op", SCHEDOP_shutdown_code, SchedShutdown(reason=reason))[0] == 0
+    assert guest.op("sched_op", SCHEDOP_shutdown, SchedShutdown(reason=0))[0] == 0
+    assert guest.domain.shutdown_reason is ShutdownReason.CRASH
+
+
+def test_power_off_is_a_shutdown_code_too(guest: PvGuest) -> None:
+    assert guest.op("sched_op", SCHEDOP_shutdown_code, SchedShutdown(reason=0))[0] == 0
+    assert guest.op("sched_op", SCHEDOP_shutdown, SchedShutdown(reason=1))[0] == 0
+    assert guest.domain.shutdown_reason is ShutdownReason.POWEROFF
+
+
+def test_a_crash_is_a_crash_whatever_was_announced(guest: PvGuest) -> None:
+    assert guest.op("sched_op", SCHEDOP_shutdown_code, SchedShutdown(reason=0))[0] == 0
+    guest.domain.crash(DomainCrash("a test"))
+    assert guest.domain.shutdown_reason is ShutdownReason.CRASH
+
+
+def test_sched_op_compat(guest: PvGuest) -> None:
+    assert guest.call("sched_op_compat", SCHEDOP_yield) == 0
+    assert guest.domain.yielded
+    guest.set_mask(1)
+    assert guest.call("sched_op_compat", SCHEDOP_block) == 0
+    assert (guest.vcpu.blocked, guest.vcpu.upcall_mask) == (True, 0)
+    assert guest.call("sched_op_compat", SCHEDOP_poll, 0) == -E.NOSYS
+    assert guest.call("sched_op_compat", SCHEDOP_shutdown, 0x101) == 0
+    assert guest.domain.shutdown_reason is ShutdownReason.REBOOT
 
 
 # --- timers -----------------------------------------------------------------------------------

@@ -29,9 +29,15 @@ from pyxen.abi.vcpu import (
     VcpuRegisterVcpuInfo,
     VcpuRunstateInfo,
 )
-from pyxen.abi.xen import VcpuInfo, VcpuTimeInfo
+from pyxen.abi.xen import (
+    VcpuInfo,
+    VcpuTimeInfo,
+    VMASST_CMD_enable,
+    VMASST_TYPE_runstate_update_flag,
+)
 from pyxen.cpu.base import PREEMPTED, Exit
 from pyxen.hypervisor.domain import ShutdownReason
+from pyxen.hypervisor.hypercall.vcpu_op import publish_runstate
 from pyxen.hypervisor.vcpu import RunState
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
@@ -276,6 +282,29 @@ def test_the_runstate_area_follows_the_vcpu(guest: PvGuest) -> None:
     guest.loop.run()
     after = VcpuRunstateInfo.unpack(guest.read(at, VcpuRunstateInfo.SIZE)).state
     assert (states, after) == ([RunState.RUNNING.value], RunState.RUNNABLE.value)
+
+
+def test_the_runstate_area_says_when_it_changes(
+    guest: PvGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VMASST_TYPE_runstate_update_flag: set before anything else changes, cleared after it."""
+    at, seen = guest.vaddr(60), []
+    guest.call(OP, VCPUOP_register_runstate_memory_area, 0, guest.put(at))
+    assert guest.call("vm_assist", VMASST_CMD_enable, VMASST_TYPE_runstate_update_flag) == 0
+    write = guest.memory.write
+
+    def watched(maddr: int, data: bytes) -> None:
+        write(maddr, data)
+        seen.append(VcpuRunstateInfo.unpack(guest.read(at, VcpuRunstateInfo.SIZE)))
+
+    monkeypatch.setattr(guest.memory, "write", watched)
+    guest.clock.advance(1_000_000)
+    publish_runstate(guest.domain, guest.vcpu)
+    flags = [info.state_entry_time >> 63 for info in seen]
+    assert flags == [1, 1, 0]
+    assert seen[0].time != seen[1].time, "nothing else changes before the flag is set"
+    assert seen[1].time == seen[2].time
+    assert seen[2].state_entry_time == guest.vcpu.runstate.entered_ns
 
 
 def test_a_runstate_area_that_goes_away_is_no_error(guest: PvGuest) -> None:

@@ -54,6 +54,14 @@ def test_a_domain_needs_a_name(bad):
         libxl_json.name_of(bad)
 
 
+@pytest.mark.parametrize(
+    ("given", "ports"), [({}, 1023), ({"event_channels": 0}, 1023), ({"event_channels": 9}, 9)]
+)
+def test_event_channels(given, ports):
+    """libxl's default is also what 0 means."""
+    assert libxl_json.domain_spec(changed("b_info", **given))["event_channels"] == ports
+
+
 def test_defaults_are_entered_where_libxl_has_them():
     kept = libxl_json.with_defaults(config())
     assert list(kept["c_info"])[:3] == ["type", "name", "domid"]
@@ -71,6 +79,7 @@ def test_defaults_are_entered_where_libxl_has_them():
         ("reboot", {"on_reboot": "restart"}, "restart"),
         ("suspend", {"on_suspend": "destroy"}, "preserve"),
         ("crash", {"on_crash": "coredump_destroy"}, "coredump_destroy"),
+        ("unknown", {"on_crash": "preserve"}, "destroy"),
     ],
 )
 def test_actions(reason, given, action):
@@ -91,6 +100,7 @@ STATUS = {
 def test_status_is_checked():
     assert parse_status(STATUS)["state"]["running"] is True
     assert parse_status({**STATUS, "shutdown_reason": "\x1b[2J"})["shutdown_reason"] is None
+    assert parse_status({**STATUS, "shutdown_reason": "unknown"})["shutdown_reason"] == "unknown"
     for key in STATUS:
         with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
             parse_status({k: v for k, v in STATUS.items() if k != key})

@@ -173,20 +173,3 @@ def nmi_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
     if command == 1:
         return _register(v, CALLBACKTYPE_nmi, 0, 0)
     raise XenError(E.NOSYS, f"nmi_op {command}")
-
-
-def vm_assist(d: Domain, v: Vcpu, command: int, kind: int) -> int:
-    """HYPERVISOR_vm_assist. Only kinds that a 64-bit PV domain may use are accepted."""
-    if command not in (0, 1):
-        raise XenError(E.NOSYS, f"vm_assist command {command}")
-    if kind not in _VM_ASSISTS:
-        raise XenError(E.INVAL, f"vm_assist {kind}")
-    if command == 0:
-        d.vm_assists.add(kind)
-    else:
-        d.vm_assists.discard(kind)
-    return 0
-
-
-_VM_ASSISTS = frozenset({2, 4, 5, 32})
-"""writable_pagetables, architectural_iopl, runstate_update_flag, m2p_strict."""

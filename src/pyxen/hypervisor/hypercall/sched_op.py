@@ -1,4 +1,7 @@
-"""HYPERVISOR_sched_op: yield, block, poll, shutdown, watchdogs. Source: public/sched.h."""
+"""HYPERVISOR_sched_op: yield, block, poll, shutdown, watchdogs.
+
+Source: public/sched.h; the order of checks from xen/common/sched/core.c.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,28 @@ from pyxen.abi.sched import (
     SCHEDOP_watchdog,
     SCHEDOP_yield,
     SchedPoll,
+    SchedRemoteShutdown,
     SchedShutdown,
     SchedWatchdog,
 )
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain, ShutdownReason
-from pyxen.hypervisor.evtchn import MAX_PORTS
 from pyxen.hypervisor.hypercall.continuation import work
+from pyxen.hypervisor.hypercall.domid import check_exists
+from pyxen.hypervisor.time import NS_PER_S
 from pyxen.hypervisor.vcpu import RunState, Vcpu
-from pyxen.types import Port
+from pyxen.memory.pagetable import is_guest_vaddr
+from pyxen.types import U32
 
 MAX_POLL_PORTS = 128
 _PORTS_PER_WORK = 8
 NR_WATCHDOGS = 2
+_REASON_MASK = 0xFF
 
 
 def sched_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
     """Dispatch on the command."""
+    command &= U32
     if command == SCHEDOP_yield:
         d.yielded = True
         return 0
@@ -41,21 +49,40 @@ def sched_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
         d.shutdown(_reason(d, argument))
         return 0
     if command == SCHEDOP_shutdown_code:
-        d.shutdown_code = _reason(d, argument)
+        reason = _reason(d, argument)
+        if d.shutdown_code is None:
+            d.shutdown_code = reason
         return 0
     if command == SCHEDOP_watchdog:
         return _watchdog(d, argument)
-    if command in (SCHEDOP_remote_shutdown, SCHEDOP_pin_override):
+    if command == SCHEDOP_remote_shutdown:
+        return _remote_shutdown(d, argument)
+    if command == SCHEDOP_pin_override:
         raise XenError(E.PERM, "only for domain 0")
     raise XenError(E.NOSYS, f"sched_op {command}")
 
 
+def sched_op_compat(d: Domain, v: Vcpu, command: int, argument: int) -> int:
+    """HYPERVISOR_sched_op_compat: yield, block, and shutdown with the reason as argument."""
+    command &= U32
+    if command in (SCHEDOP_yield, SCHEDOP_block):
+        return sched_op(d, v, command, 0)
+    if command == SCHEDOP_shutdown:
+        d.shutdown(ShutdownReason(argument & _REASON_MASK))
+        return 0
+    raise XenError(E.NOSYS, f"sched_op_compat {command}")
+
+
 def _reason(d: Domain, argument: int) -> ShutdownReason:
+    """All of a byte is a reason to Xen; what it means is the tool stack's business."""
     op = SchedShutdown.unpack(d.space.read(argument, SchedShutdown.SIZE))
-    try:
-        return ShutdownReason(op.reason)
-    except ValueError:
-        raise XenError(E.INVAL, f"shutdown reason {op.reason}") from None
+    return ShutdownReason(op.reason & _REASON_MASK)
+
+
+def _remote_shutdown(d: Domain, argument: int) -> int:
+    op = SchedRemoteShutdown.unpack(d.space.read(argument, SchedRemoteShutdown.SIZE))
+    check_exists(d, op.domain_id)
+    raise XenError(E.PERM, "only for device models and domain 0")
 
 
 def _block(d: Domain, v: Vcpu) -> int:
@@ -72,16 +99,19 @@ def _poll(d: Domain, v: Vcpu, argument: int) -> int:
     if op.nr_ports > MAX_POLL_PORTS:
         raise XenError(E.INVAL, f"{op.nr_ports} ports")
     work(d, op.nr_ports // _PORTS_PER_WORK)
+    if not is_guest_vaddr(op.ports, 4 * op.nr_ports):
+        raise XenError(E.FAULT, f"a list of ports at {op.ports:#x}")
+    if v.upcall_pending and not v.upcall_mask:
+        return 0
     listed = d.space.read(op.ports, 4 * op.nr_ports) if op.nr_ports else b""
-    ports = [Port(port) for port in memoryview(listed).cast("I")]
-    if any(port >= MAX_PORTS for port in ports):
-        raise XenError(E.INVAL, "no such port")
+    ports = tuple(memoryview(listed).cast("I"))
+    # A port that is pending ends the search: what follows it may be nonsense.
+    if any(d.events.is_pending(port) for port in ports):
+        return 0
+    if op.timeout and not d.time.now_ns() < op.timeout < 1 << 63:
+        return 0
     # COMMIT
-    if (v.upcall_pending and not v.upcall_mask) or any(d.events.is_pending(p) for p in ports):
-        return 0
-    if op.timeout and op.timeout <= d.time.now_ns():
-        return 0
-    v.poll_ports = tuple(ports)
+    v.poll_ports = ports
     d.events.pollers.add(v)
     v.poll_deadline_ns = op.timeout
     sleep(d, v)
@@ -95,24 +125,26 @@ def sleep(d: Domain, v: Vcpu) -> None:
 
 
 def _watchdog(d: Domain, argument: int) -> int:
-    """Arm (id 0: a new one), re-arm or, with timeout 0, stop a watchdog. Returns the id."""
+    """Arm (id 0: a new one), re-arm or, with timeout 0, stop a watchdog. Returns the id.
+
+    A new one with timeout 0 fires at once, as in Xen.
+    """
     op = SchedWatchdog.unpack(d.space.read(argument, SchedWatchdog.SIZE))
-    now = d.time.now_ns()
-    d.timers_changed = True
+    due = d.time.now_ns() + op.timeout * NS_PER_S
     if op.id == 0:
-        if op.timeout == 0:
-            raise XenError(E.INVAL, "a new watchdog without a timeout")
         free = next((n for n in range(1, NR_WATCHDOGS + 1) if n not in d.watchdogs), None)
         if free is None:
             raise XenError(E.NOSPC, "all watchdogs are in use")
-        d.watchdogs[free] = now + op.timeout * 1_000_000_000
+        # COMMIT
+        d.watchdogs[free] = due
+        d.timers_changed = True
         return free
-    if op.id > NR_WATCHDOGS:
-        raise XenError(E.INVAL, f"watchdog {op.id}")
     if op.id not in d.watchdogs:
         raise XenError(E.INVAL, f"watchdog {op.id} is not armed")
+    # COMMIT
     if op.timeout == 0:
         del d.watchdogs[op.id]
     else:
-        d.watchdogs[op.id] = now + op.timeout * 1_000_000_000
+        d.watchdogs[op.id] = due
+    d.timers_changed = True
     return 0

@@ -17,15 +17,18 @@ from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall import cpu_state as cpu
 from pyxen.hypervisor.hypercall import descriptors as desc
 from pyxen.hypervisor.hypercall import mmu_update as mmu
+from pyxen.hypervisor.hypercall import privileged
 from pyxen.hypervisor.hypercall.console_io import console_io
 from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
-from pyxen.hypervisor.hypercall.event_channel_op import event_channel_op
+from pyxen.hypervisor.hypercall.event_channel_op import event_channel_op, event_channel_op_compat
 from pyxen.hypervisor.hypercall.grant_table_op import grant_table_op
+from pyxen.hypervisor.hypercall.hvm_op import hvm_op
 from pyxen.hypervisor.hypercall.memory_op import memory_op
 from pyxen.hypervisor.hypercall.mmuext_op import mmuext_op
-from pyxen.hypervisor.hypercall.physdev_op import physdev_op
-from pyxen.hypervisor.hypercall.sched_op import sched_op
+from pyxen.hypervisor.hypercall.physdev_op import physdev_op, physdev_op_compat
+from pyxen.hypervisor.hypercall.sched_op import sched_op, sched_op_compat
 from pyxen.hypervisor.hypercall.vcpu_op import set_timer_op, vcpu_op
+from pyxen.hypervisor.hypercall.vm_assist import vm_assist
 from pyxen.hypervisor.hypercall.xen_version import xen_version
 from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.vcpu import Vcpu
@@ -45,12 +48,14 @@ class Support(Enum):
 
     IMPLEMENTED = "implemented"
     PARTIAL = "partial"
+    REFUSED = "refused"
+    """As in Xen: a PV DomU may not call it, and gets Xen's error."""
     MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One hypercall. Missing ones answer `errno`; `note` says what is not there, and why."""
+    """One hypercall. Without a handler it answers `errno`; `note` says what is not there, why."""
 
     number: int
     name: str
@@ -67,6 +72,12 @@ def _done(number: int, name: str, handler: Handler, arguments: str) -> Row:
 
 def _partial(number: int, name: str, handler: Handler, arguments: str, note: str) -> Row:
     return Row(number, name, Support.PARTIAL, handler, tuple(arguments.split()), note)
+
+
+def _refused(number: int, name: str, note: str, refusal: Handler | E, arguments: str = "") -> Row:
+    if isinstance(refusal, E):
+        return Row(number, name, Support.REFUSED, None, (), note, refusal)
+    return Row(number, name, Support.REFUSED, refusal, tuple(arguments.split()), note)
 
 
 def _missing(number: int, name: str, note: str, errno: E = E.NOSYS) -> Row:
@@ -112,8 +123,8 @@ ROWS = (
     _done(3, "stack_switch", cpu.stack_switch, "ss esp"),
     _done(4, "set_callbacks", cpu.set_callbacks, "event failsafe syscall"),
     _done(5, "fpu_taskswitch", cpu.fpu_taskswitch, "set"),
-    _missing(6, "sched_op_compat", "superseded by sched_op in Xen 3"),
-    _missing(7, "platform_op", "only for domain 0", E.PERM),
+    _done(6, "sched_op_compat", sched_op_compat, "cmd arg"),
+    _refused(7, "platform_op", "only for domain 0", privileged.platform_op, "op"),
     _done(8, "set_debugreg", cpu.set_debugreg, "reg value"),
     _done(9, "get_debugreg", cpu.get_debugreg, "reg"),
     _partial(
@@ -124,10 +135,10 @@ ROWS = (
     _done(13, "multicall", multicall, "call_list nr_calls"),
     _done(14, "update_va_mapping", mmu.update_va_mapping, "va val flags"),
     _done(15, "set_timer_op", set_timer_op, "timeout"),
-    _missing(16, "event_channel_op_compat", "superseded by event_channel_op in Xen 3"),
+    _done(16, "event_channel_op_compat", event_channel_op_compat, "op"),
     _done(17, "xen_version", xen_version, "cmd arg"),
-    _partial(18, "console_io", console_io, "cmd count buffer", "refused, as in a release build"),
-    _missing(19, "physdev_op_compat", "superseded by physdev_op in Xen 3"),
+    _refused(18, "console_io", "as in a release build of Xen", console_io, "cmd count buffer"),
+    _done(19, "physdev_op_compat", physdev_op_compat, "op"),
     _partial(
         20,
         "grant_table_op",
@@ -135,7 +146,7 @@ ROWS = (
         "cmd uop count",
         "all of it, but with no other guests: only a domain's own grants, domain 0 gives none",
     ),
-    _done(21, "vm_assist", cpu.vm_assist, "cmd type"),
+    _done(21, "vm_assist", vm_assist, "cmd type"),
     _done(
         22,
         "update_va_mapping_otherdomain",
@@ -146,34 +157,35 @@ ROWS = (
     _partial(24, "vcpu_op", vcpu_op, "cmd vcpuid arg", "no send_nmi"),
     _done(25, "set_segment_base", cpu.set_segment_base, "which base"),
     _done(26, "mmuext_op", mmuext_op, "uops count pdone domid"),
-    _missing(27, "xsm_op", "no security module is loaded"),
+    _refused(27, "xsm_op", "no security module is loaded", E.NOSYS),
     _partial(28, "nmi_op", cpu.nmi_op, "cmd arg", "NMIs are not delivered"),
     _done(29, "sched_op", sched_op, "cmd arg"),
     _partial(
         30, "callback_op", cpu.callback_op, "cmd arg", "no sysenter and 32-bit syscall: int 0x80"
     ),
-    _missing(31, "xenoprof_op", "removed from Xen"),
-    _partial(
-        32, "event_channel_op", event_channel_op, "cmd arg", "two-level ABI; no FIFO, no pirqs"
+    _refused(
+        31,
+        "xenoprof_op",
+        "the engine has no performance counters",
+        privileged.xenoprof_op,
+        "op arg",
     ),
     _partial(
-        33, "physdev_op", physdev_op, "cmd arg", "iopl and the I/O bitmap: there are no devices"
+        32, "event_channel_op", event_channel_op, "cmd arg", "no channels to other guests yet"
     ),
-    _missing(34, "hvm_op", "only for HVM and PVH domains"),
-    _missing(35, "sysctl", "only for domain 0", E.PERM),
-    _missing(36, "domctl", "only for domain 0", E.PERM),
-    _missing(37, "kexec_op", "only for domain 0", E.PERM),
-    _missing(38, "tmem_op", "removed from Xen"),
-    _missing(39, "argo_op", "Argo is off by default in Xen, too"),
-    _missing(40, "xenpmu_op", "the engine has no performance counters"),
-    _missing(41, "dm_op", "only for device models"),
-    _missing(42, "hypfs_op", "only for domain 0", E.PERM),
-    *(
-        _missing(
-            48 + n, f"arch_{n}", "machine checks: only for domain 0" if n == 0 else "unused by x86"
-        )
-        for n in range(8)
-    ),
+    _partial(33, "physdev_op", physdev_op, "cmd arg", "the I/O bitmap has no effect"),
+    _done(34, "hvm_op", hvm_op, "op arg"),
+    _refused(35, "sysctl", "only for domain 0", privileged.sysctl, "op"),
+    _refused(36, "domctl", "only for domain 0", privileged.domctl, "op"),
+    _refused(37, "kexec_op", "only for domain 0", E.PERM),
+    _refused(38, "tmem_op", "removed from Xen", E.NOSYS),
+    _refused(39, "argo_op", "not in Xen as it is built by default", E.NOSYS),
+    _refused(40, "xenpmu_op", "off in Xen by default", E.OPNOTSUPP),
+    _refused(41, "dm_op", "only for device models", privileged.dm_op, "domid nr_bufs bufs"),
+    _refused(42, "hypfs_op", "only for domain 0", E.PERM),
+    _refused(48, "mca", "only for domain 0", E.PERM),
+    _refused(49, "paging_domctl_cont", "only for domain 0", privileged.paging_domctl_cont, "op"),
+    *(_missing(48 + n, f"arch_{n}", "unused by x86") for n in range(2, 8)),
 )
 
 _BY_NUMBER = {row.number: row for row in ROWS}

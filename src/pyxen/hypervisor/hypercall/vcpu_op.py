@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pyxen.abi.arch_x86 import VcpuGuestContext
 from pyxen.abi.errno import E
 from pyxen.abi.vcpu import (
+    XEN_RUNSTATE_UPDATE,
     VCPU_SSHOTTMR_future,
     VCPUOP_down,
     VCPUOP_get_physid,
@@ -30,7 +31,7 @@ from pyxen.abi.vcpu import (
     VcpuSetPeriodicTimer,
     VcpuSetSingleshotTimer,
 )
-from pyxen.abi.xen import VcpuInfo
+from pyxen.abi.xen import VcpuInfo, VMASST_TYPE_runstate_update_flag
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall.guest_context import start_vcpu
@@ -130,8 +131,19 @@ def _register_runstate(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
 
 def publish_runstate(d: Domain, target: Vcpu) -> None:
     """Copy the runstate to the area the guest registered, if it is mapped just now."""
-    if target.runstate_vaddr:
-        d.space.try_write(target.runstate_vaddr, runstate_info(d, target).pack())
+    if not target.runstate_vaddr:
+        return
+    info = runstate_info(d, target)
+    if VMASST_TYPE_runstate_update_flag in d.vm_assists:
+        # Who reads the area while the flag is set there reads it again.
+        entered_at = target.runstate_vaddr + VcpuRunstateInfo.OFFSET["state_entry_time"]
+        entered = info.state_entry_time
+        info.state_entry_time = entered | XEN_RUNSTATE_UPDATE
+        if d.space.try_write(entered_at, info.state_entry_time.to_bytes(8, "little")):
+            d.space.try_write(target.runstate_vaddr, info.pack())
+            d.space.try_write(entered_at, entered.to_bytes(8, "little"))
+        return
+    d.space.try_write(target.runstate_vaddr, info.pack())
 
 
 def _set_periodic(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:

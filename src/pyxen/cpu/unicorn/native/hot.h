@@ -110,6 +110,7 @@ enum outcome modify_entry(struct hot *h, u64 maddr, unsigned level, u64 value, b
 enum outcome update_entry(struct hot *h, u64 maddr, u64 value, bool preserve_ad, s64 *error);
 enum outcome pin_table(struct hot *h, u64 mfn, unsigned level, s64 *error);
 s64 unpin_table(struct hot *h, u64 mfn);
+void set_xen_slots(struct hot *h, u64 l4);
 enum outcome replace_base(struct hot *h, u64 *cr3, u64 l4, s64 *error);
 void put_base(struct hot *h, u64 l4);
 

@@ -125,6 +125,7 @@ static enum outcome new_baseptr(struct hot *h, u64 l4, s64 *result)
         return SLOW;
     if (*result)
         return DONE;
+    set_xen_slots(h, l4);
     h->env[Q_CR3] = l4 << 12;
     h->tlb_flush(h->cpu);
     h->domain[DOM_FLUSH_EPOCH]++;

@@ -119,7 +119,7 @@ void flush_all(struct hot *h)
     count(h, DOM_COUNT_FLUSH_ALL);
 }
 
-static void set_xen_slots(struct hot *h, u64 l4)
+void set_xen_slots(struct hot *h, u64 l4)
 {
     u64 *table = table_at(h, l4);
     for (unsigned slot = FIRST_XEN_SLOT; slot <= LAST_XEN_SLOT; slot++)
