@@ -57,6 +57,6 @@ def test_a_life_under_a_trace(host: Host, config: Path) -> None:
     last = host.session("trace", "--hypercalls", "guest")
     last.expect(b"Tracing guest")
     host.xl("shutdown", "-w", "guest")
-    assert last.end() == 0
+    assert last.end() == 0, last.output[-2000:]
     assert b"sched_op shutdown reason=poweroff -> 0" in last.output
     assert b"The domain has ended (poweroff)." in last.output

@@ -18,6 +18,7 @@ import json
 import os
 import select
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,20 @@ class Connection:
         self._last = True
         if not self._output:
             self.close()
+
+    def drain(self, deadline: float) -> bool:
+        """Send until everything is sent, or until this monotonic time; whether it is all sent."""
+        while self._output and (left := deadline - time.monotonic()) > 0:
+            select.select([], [self._sock], [], left)
+            self._flush()
+        return not self._output
+
+    def cut(self) -> list[bytes]:
+        """Take back the lines that are not sent, but for the one that may be half sent."""
+        at = self._output.find(b"\n") + 1
+        lines = bytes(self._output[at:]).split(b"\n")
+        del self._output[at:]
+        return [line for line in lines if line]
 
     def hold(self, held: bool) -> None:
         """Stop reading for a while: the peer's data waits in its socket."""

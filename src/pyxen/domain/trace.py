@@ -37,6 +37,8 @@ SEND_BYTES: Final = 32 << 10
 LATENCY_NS: Final = 20_000_000
 """How long a record may wait for company."""
 COUNTS_NS: Final = 1_000_000_000
+LAST_RECORDS_S: Final = 1.0
+"""For all tracers together when the process ends; xend kills it after two seconds."""
 WRONG_NAME = 2
 UNKNOWN_OP: Final = "?"
 
@@ -132,12 +134,27 @@ class TraceStream:
             return
         self._ended = True
         self._tracing.remove(self)
+        self._append_end(why)
+        self._flush()
+        self._connection.close_when_sent()
+
+    def end_now(self, why: str, deadline: float) -> None:
+        """End while the process does: what is not taken until `deadline` is lost, but not why."""
+        self.end(why)
+        if self._gone or self._connection.drain(deadline):
+            return
+        for line in self._connection.cut():
+            self._lost += b'"time_ns"' in line
+            if line.startswith(b'{"lost"'):
+                self._lost_before -= json.loads(line)["lost"]
+        self._append_end(why)
+        self._flush()
+
+    def _append_end(self, why: str) -> None:
         if self._form == "count":
             self._append_counts()
         self._tell_lost()
         self._append({"end": self._why or why, "records": self._records, "lost": self._lost})
-        self._flush()
-        self._connection.close_when_sent()
 
     def _append_counts(self) -> None:
         counts = [[*key, *counted] for key, counted in self._counts.items()]
@@ -199,8 +216,9 @@ class Traces:
 
     def end(self, why: str) -> None:
         """The process ends."""
+        deadline = time.monotonic() + LAST_RECORDS_S
         for stream in list(self._streams):
-            stream.end(why)
+            stream.end_now(why, deadline)
 
 
 def refuse(connection: Connection, error: UserError) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from domain_process import Process, Stream
+from pv_guest import PvGuest
 
-from pyxen.domain.trace import BUFFER_BYTES, names_of
+from pyxen.domain.control import Connection
+from pyxen.domain.reactor import Reactor
+from pyxen.domain.trace import BUFFER_BYTES, TraceStream, names_of
 from pyxen.errors import UserError
-from pyxen.hypervisor.tracing import ALL, EVENTS, TRAPS
+from pyxen.hypervisor.tracing import ALL, EVENTS, TRAPS, Tracing
 
 Start = Callable[..., Process]
 
@@ -126,6 +133,58 @@ def test_the_end_of_the_domain_is_the_end_of_its_traces(start: Start, end: str) 
         process.destroy()
     for stream in (text, counts):
         assert to_the_end(stream)[-1]["end"] == ("crash" if end == "crash" else "destroyed")
+
+
+def test_the_end_comes_through_however_much_is_before_it(start: Start) -> None:
+    process = start(end="call")
+    process.ok("build")
+    lazy, eager = trace(process), trace(process, "xen_version", form="json")
+    process.ok("unpause")
+    for _ in range(2 * BUFFER_BYTES // 100):
+        eager.line()
+    process.control.send(b'{"id": 0, "cmd": "destroy"}\n')
+    messages = to_the_end(lazy)
+    told = sum("text" in message for message in messages)
+    assert messages[-1]["end"] == "destroyed"
+    assert messages[-1]["records"] == told + messages[-1]["lost"]
+    assert messages[-1]["lost"] == sum(message.get("lost", 0) for message in messages[:-1])
+
+
+class NoServer:
+    """What a connection tells when it closes."""
+
+    def __init__(self) -> None:
+        self.connections: set[Connection] = set()
+
+
+def test_a_reader_that_is_late_at_the_end_still_learns_what_it_lost(guest: PvGuest) -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours, Reactor(), NoServer())  # type: ignore[arg-type]
+    stream = TraceStream(connection, connection._reactor, Tracing(guest.loop), {})
+    for _ in range(2):
+        lost = stream._lost
+        while stream._lost == lost:
+            guest.call("xen_version", 0)
+        theirs.recv(1 << 18)
+        connection._flush()
+    stream.end_now("destroyed", time.monotonic())
+    received = bytearray()
+
+    def read() -> None:
+        while data := theirs.recv(1 << 16):
+            received.extend(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    connection.finish()
+    reader.join()
+    theirs.close()
+    messages = [json.loads(line) for line in received.splitlines()[1:]]
+    end = messages.pop()
+    assert end["end"] == "destroyed"
+    assert end["records"] > end["lost"] > BUFFER_BYTES // 200
+    assert end["lost"] >= messages[-1]["lost"] > 0
+    assert guest.domain.trace is None
 
 
 def test_a_tracer_that_leaves_leaves_nothing(start: Start) -> None:
