@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, CpuidLeaf, EngineFailure, Trap
+from pyxen.cpu.base import (
+    GUEST_SYSCALL,
+    GUEST_SYSENTER,
+    HYPERCALL,
+    CpuidLeaf,
+    EngineFailure,
+    Exit,
+    Trap,
+)
 from pyxen.types import VcpuId
 
 from .conftest import CODE, DATA, L4, STACK, USER_CS, USER_SS, Bench
@@ -104,7 +112,6 @@ def test_division_by_zero(bench: Bench, user: bool) -> None:
         pytest.param("0f 23 f8", id="mov dr7, rax"),
         pytest.param("0f 01 f8", id="swapgs"),
         pytest.param("48 0f 07", id="sysretq"),
-        pytest.param("0f 34", id="sysenter"),
         pytest.param("0f 01 3e", id="invlpg"),
     ],
 )
@@ -114,14 +121,21 @@ def test_privileged_instructions(bench: Bench, user: bool, code: str) -> None:
     assert bench.engine.regs.rip == CODE
 
 
-@pytest.mark.parametrize(
-    ("code", "result"),
-    [("e4 60", 0x11FF), ("66 ed", 0xFFFF), ("ed", 0xFFFF_FFFF)],  # in al, 0x60; in ax, dx; in eax
-)
-def test_ports_answer_the_kernel_with_all_ones(bench: Bench, code: str, result: int) -> None:
-    bench.engine.regs.rax = 0x1100
-    assert bench.run(code + "e6 80" + SYSCALL) is HYPERCALL  # ...; out 0x80, al
-    assert bench.engine.regs.rax == result
+def test_sysenter(bench: Bench, user: bool) -> None:
+    bench.engine.regs.rcx = 0x1111
+    assert bench.run("90 0f 34", user=user) is GUEST_SYSENTER
+    assert (bench.engine.regs.rip, bench.engine.regs.rcx) == (CODE + 3, 0x1111)
+    assert bench.engine.user_mode is user
+
+
+@pytest.mark.parametrize(("code", "which"), [("0f 34", GUEST_SYSENTER), ("0f 05", GUEST_SYSCALL)])
+def test_entries_from_32_bit_code(bench: Bench, code: str, which: Exit) -> None:
+    engine = bench.engine
+    bench.put(CODE, "40" + code)  # inc eax
+    engine.enter_user_mode(0xE023, USER_SS, long_mode=False)
+    engine.regs.rip, engine.regs.rax = CODE, 4
+    assert engine.run() is which
+    assert (engine.regs.rip, engine.regs.rax, engine.long_mode) == (CODE + 3, 5, False)
 
 
 @pytest.mark.parametrize("code", ["e4 60", "ee", "6c"], ids=("in", "out", "ins"))

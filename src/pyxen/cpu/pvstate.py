@@ -72,7 +72,8 @@ class PvState(_Shared):
     syscall_callback = Word(7)
     syscall_callback_flags = Word(8)
     """Bit 0: CALLBACKF_mask_events."""
-    nmi_callback = Word(9)
+    nmi_masked = Word(9)
+    """Not 0: an NMI was delivered, and no iret was made since. Its handler is that of trap 2."""
     vcpu_info_maddr = Word(10)
     """Where struct vcpu_info lives: in shared_info, or where VCPUOP_register_vcpu_info put it."""
     cr3 = Word(11)
@@ -80,6 +81,7 @@ class PvState(_Shared):
     user_cr3 = Word(12)
     """maddr of the user top-level page table (MMUEXT_NEW_USER_BASEPTR)."""
     iopl = Word(13)
+    """0 to 3: what PHYSDEVOP_set_iopl said; Xen treats the guest kernel as level 1."""
 
     WORDS: Final = 16
     TRAP_DPL_MASK: Final = 3
@@ -122,6 +124,8 @@ class PvDomain(_Shared):
     """Not 0: the hot path hands every exit to the hypervisor (tracing, debugging)."""
     hypercalls = Word(9)
     """Hypercalls recorded since the start; the next goes to slot `hypercalls % RING_SLOTS`."""
+    architectural_iopl = Word(10)
+    """Not 0: the guest sees and sets its IOPL in RFLAGS (vm_assist architectural_iopl)."""
 
     count_syscall = Word(32)
     """The counters count what the hot path did itself."""

@@ -10,7 +10,7 @@ import ctypes
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
-from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, CpuidPolicy, Exit, Trap
+from pyxen.cpu.base import GUEST_SYSCALL, GUEST_SYSENTER, HYPERCALL, CpuidPolicy, Exit, Trap
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import layout, library
 from pyxen.cpu.unicorn.state import UnicornRegisters
@@ -63,10 +63,10 @@ class Hooks(ABC):
         self._error: BaseException | None = None
         self._callbacks: list[object] = []
         self._stop = library.load().uc_emu_stop
+        library.hook_add(handle, library.HOOK_INSN, stubs.cpuid, env, library.INS_CPUID)
         self._add(library.HOOK_INSN, library.CPUID_CALLBACK(self._on_cpuid), library.INS_CPUID)
         library.hook_add(handle, library.HOOK_INSN, stubs.port_in, env, library.INS_IN)
         library.hook_add(handle, library.HOOK_INSN, stubs.port_out, env, library.INS_OUT)
-        library.hook_add(handle, library.HOOK_INSN, stubs.sysenter, env, library.INS_SYSENTER)
 
     @abstractmethod
     def run(self) -> int:
@@ -123,6 +123,7 @@ class PythonHooks(Hooks):
         self._add(library.HOOK_INTR, library.INTR_CALLBACK(self._on_exception))
         self._add(library.HOOK_INSN_INVALID, library.INVALID_CALLBACK(self._on_invalid_opcode))
         self._add(library.HOOK_INSN, library.INSN_CALLBACK(self._on_syscall), library.INS_SYSCALL)
+        self._add(library.HOOK_INSN, library.INSN_CALLBACK(self._on_sysenter), library.INS_SYSENTER)
 
     def run(self) -> int:
         error: int = self._start(self._handle, self._regs.words[_RIP], 0, 0, 0)
@@ -152,6 +153,9 @@ class PythonHooks(Hooks):
 
     def _on_syscall(self, _uc: int, _user_data: int) -> None:
         self._record(GUEST_SYSCALL if self._regs.user_mode else HYPERCALL)
+
+    def _on_sysenter(self, _uc: int, _user_data: int) -> None:
+        self._record(GUEST_SYSENTER)
 
     def _on_invalid_opcode(self, _uc: int, _user_data: int) -> bool:
         self._regs.signed[_OLD_EXCEPTION] = -1
