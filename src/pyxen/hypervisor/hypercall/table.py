@@ -17,6 +17,7 @@ from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall import cpu_state as cpu
 from pyxen.hypervisor.hypercall import descriptors as desc
 from pyxen.hypervisor.hypercall import page_tables as pt
+from pyxen.hypervisor.hypercall.callback_op import callback_op, nmi_op, set_callbacks
 from pyxen.hypervisor.hypercall.console_io import console_io
 from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
 from pyxen.hypervisor.hypercall.event_channel_op import event_channel_op
@@ -112,7 +113,7 @@ ROWS = (
     ),
     _done(2, "set_gdt", desc.set_gdt, "frame_list entries"),
     _done(3, "stack_switch", cpu.stack_switch, "ss esp"),
-    _done(4, "set_callbacks", cpu.set_callbacks, "event failsafe syscall"),
+    _done(4, "set_callbacks", set_callbacks, "event failsafe syscall"),
     _done(5, "fpu_taskswitch", cpu.fpu_taskswitch, "set"),
     _missing(6, "sched_op_compat", "superseded by sched_op in Xen 3"),
     _missing(7, "platform_op", "only for domain 0", E.PERM),
@@ -148,7 +149,7 @@ ROWS = (
         "only for the calling domain",
     ),
     _done(IRET, "iret", _iret_in_table, ""),
-    _partial(24, "vcpu_op", vcpu_op, "cmd vcpuid arg", "no send_nmi"),
+    _done(24, "vcpu_op", vcpu_op, "cmd vcpuid arg"),
     _done(25, "set_segment_base", cpu.set_segment_base, "which base"),
     _partial(
         26,
@@ -158,11 +159,9 @@ ROWS = (
         "pinning does not validate the table's entries",
     ),
     _missing(27, "xsm_op", "no security module is loaded"),
-    _partial(28, "nmi_op", cpu.nmi_op, "cmd arg", "NMIs are not delivered"),
+    _done(28, "nmi_op", nmi_op, "cmd arg"),
     _done(29, "sched_op", sched_op, "cmd arg"),
-    _partial(
-        30, "callback_op", cpu.callback_op, "cmd arg", "no sysenter and 32-bit syscall: int 0x80"
-    ),
+    _done(30, "callback_op", callback_op, "cmd arg"),
     _missing(31, "xenoprof_op", "removed from Xen"),
     _partial(
         32, "event_channel_op", event_channel_op, "cmd arg", "two-level ABI; no FIFO, no pirqs"
