@@ -15,7 +15,7 @@ from pyxen.cpu.base import (
 )
 from pyxen.types import VcpuId
 
-from .conftest import CODE, DATA, L4, STACK, USER_CS, USER_SS, Bench
+from .conftest import CODE, DATA, L4, STACK, UPPER_HALF, USER_CS, USER_SS, Bench
 
 SYSCALL = "0f 05"
 UD2 = "0f 0b"
@@ -277,3 +277,44 @@ def test_a_frame_that_does_not_exist_ends_the_guest(bench: Bench) -> None:
     why = bench.run("48 8b 06")
     assert isinstance(why, EngineFailure)
     assert "unmapped" in why.reason.lower()
+
+
+@pytest.mark.parametrize(
+    ("code", "error_code"),
+    [("ff 1e", 7), ("cb", 5), ("48 cb", 5), ("48 cf", 5)],
+    ids=("lcall", "lret", "lretq", "iretq"),
+)
+def test_the_stack_of_a_far_transfer_is_user_modes(
+    bench: Bench, code: str, error_code: int
+) -> None:
+    """The translator uses it as a supervisor, and would write to the kernel's memory."""
+    bench.set_upper_half()
+    at = UPPER_HALF + DATA + 0x100
+    bench.put(DATA, CODE.to_bytes(4, "little") + USER_CS.to_bytes(4, "little"))
+    bench.put(DATA + 0x100 - 32, bytes(64))
+    bench.engine.regs.rsi, bench.engine.regs.rsp = DATA, at
+    if not bench.native:
+        pytest.skip("not checked without the native part")
+    fault = at - 8 if error_code & 2 else at
+    assert bench.run("90" + code, user=True) == Trap(14, error_code, fault)
+    assert (bench.engine.regs.rip, bench.engine.regs.rsp) == (CODE + 1, at)
+    assert bench.word(DATA + 0x100 - 8) == bench.word(DATA + 0x100 - 16) == 0
+
+
+def test_far_transfers_of_user_mode_work(bench: Bench) -> None:
+    # mov [rsi], far pointer to 1f; lcall [rsi] (48: 64-bit); syscall; 1: lretq
+    bench.put(DATA, (CODE + 7).to_bytes(8, "little") + USER_CS.to_bytes(2, "little"))
+    bench.engine.regs.rsi = DATA
+    assert bench.run("48 ff 1e 0f 05 90 90 48 cb", user=True) is GUEST_SYSCALL
+    assert (bench.engine.regs.rip, bench.engine.regs.rsp) == (CODE + 5, STACK)
+
+
+def test_a_fault_of_a_far_call_is_the_users(bench: Bench) -> None:
+    bench.put(DATA, CODE.to_bytes(8, "little") + USER_CS.to_bytes(2, "little"))
+    bench.unmap(STACK - 0x1000)
+    bench.engine.regs.rsi = DATA
+    assert bench.run("90 48 ff 1e", user=True) == Trap(14, 6, STACK - 8)
+    assert bench.engine.regs.rip == CODE + 1
+    bench.put(DATA + 8, (0x1233).to_bytes(2, "little"))
+    assert bench.run("90 48 ff 1e", user=True) == Trap(13, 0x1230)
+    assert bench.engine.regs.rip == CODE + 1

@@ -33,9 +33,11 @@ _CR2: Final = layout.CR2 >> 3
 _RIP: Final = layout.RIP >> 3
 
 
-def trap(vector: int, error_code: int, fault_address: int, *, software: bool) -> Trap:
+def trap(vector: int, error_code: int, fault_address: int, *, software: bool, user: bool) -> Trap:
     """The exit for a processor exception.
 
+    user: the mode it happened in. Far calls and returns use the stack as a supervisor, whatever
+    the mode: a kernel must not be told that it did this itself.
     The processor reads descriptors as a supervisor from the hypervisor's window; where no page of
     the guest's GDT or LDT is mapped, that is a bad selector and no page fault.
     """
@@ -45,7 +47,7 @@ def trap(vector: int, error_code: int, fault_address: int, *, software: bool) ->
         if DESCRIPTOR_VADDR <= fault_address < _WINDOW_END and not error_code & _FAULT_USER:
             table = _TABLE_LDT if fault_address & LDT_OFFSET else 0
             return Trap(GENERAL_PROTECTION, (fault_address & 0xFFF8) | table)
-        return Trap(vector, error_code, fault_address)
+        return Trap(vector, error_code | (_FAULT_USER if user else 0), fault_address)
     return Trap(vector, error_code if vector in WITH_ERROR_CODE else 0)
 
 
@@ -148,6 +150,7 @@ class PythonHooks(Hooks):
                 regs.dwords[_ERROR_CODE],
                 regs.words[_CR2],
                 software=bool(regs.dwords[_IS_INT]),
+                user=regs.user_mode,
             )
         )
 

@@ -165,7 +165,13 @@ class NativeHooks(Hooks):
         if kind == _EXIT_GUEST_SYSCALL:
             return GUEST_SYSCALL
         if kind == _EXIT_TRAP:
-            return trap(hot.vector, hot.error_code, hot.fault_address, software=bool(hot.software))
+            return trap(
+                hot.vector,
+                hot.error_code,
+                hot.fault_address,
+                software=bool(hot.software),
+                user=self._regs.user_mode,
+            )
         return GUEST_SYSENTER if kind == _EXIT_SYSENTER else INVALID_OPCODE
 
 

@@ -200,6 +200,8 @@ bool page_fault(struct hot *h, u64 error_code, u64 vaddr)
     b.mask_events = h->vcpu[PV_TRAPS_FLAGS + PAGE_FAULT] & TRAP_MASK_EVENTS;
     if (vaddr >= DESCRIPTOR_WINDOW && vaddr < DESCRIPTOR_WINDOW_END && !(error_code & FAULT_USER))
         return false;
+    if (user_mode(h))
+        b.error_code |= FAULT_USER;
     bool write_protected = (error_code & (FAULT_PRESENT_WRITE | FAULT_USER)) == FAULT_PRESENT_WRITE;
     if (!user_mode(h) && write_protected) {
         enum page_table_write outcome = page_table_write(h, vaddr);
