@@ -130,3 +130,27 @@ def test_an_unmasked_x87_exception(bench: Bench, user: bool) -> None:
     bench.engine.regs.rsi = DATA
     assert bench.run("d9 2e d9 ee d9 e8 d8 f1 90 9b", user=user) == Trap(16)
     assert bench.engine.regs.rip == CODE + 9
+
+
+def test_each_vcpu_has_its_own_fpu(bench: Bench) -> None:
+    engine = bench.engine
+    engine.add_vcpu(VcpuId(1))
+    for n in (0, 1):
+        engine.select(VcpuId(n))
+        engine.set_cr3(L4 << 12)
+        engine.regs.rax = 0x1111 * (n + 1)
+        # movq xmm5, rax; fld1 (or fldz); syscall
+        code = "66 48 0f 6e e8" + ("d9 e8", "d9 ee")[n] + SYSCALL
+        assert bench.run(code) is HYPERCALL
+        engine.set_task_switched(bool(n))
+    engine.select(VcpuId(0))
+    engine.regs.rsi = DATA
+    # movq rax, xmm5; fstp qword [rsi]; syscall
+    assert bench.run("66 48 0f 7e e8 dd 1e" + SYSCALL) is HYPERCALL
+    assert (engine.regs.rax, bench.word(DATA)) == (0x1111, 0x3FF0_0000_0000_0000)
+    engine.select(VcpuId(1))
+    engine.regs.rsi = DATA
+    assert bench.run("66 48 0f 7e e8") == Trap(7), "its CR0.TS is set"
+    engine.set_task_switched(False)
+    assert bench.run("66 48 0f 7e e8 dd 1e" + SYSCALL) is HYPERCALL
+    assert (engine.regs.rax, bench.word(DATA)) == (0x2222, 0)
