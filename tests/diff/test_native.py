@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pyxen.cpu.base import Capabilities
+from pyxen.hypervisor import privilege
 from pyxen.hypervisor.page_audit import audit
 from pyxen.hypervisor.tracing import ALL, Record, Tracing
 from pyxen.memory.pagetable import PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
 
 from .twins import (
+    CALLBACKS,
     DATA,
+    EVENT_ENTRY,
+    GP_ENTRY,
     GUEST_PAGES,
     KERNEL_CODE,
     KERNEL_L1,
@@ -236,6 +240,20 @@ def test_multicalls(pair: Pair, seed: int) -> None:
         assert end == "end"
 
 
+def iret_frame(rng: random.Random) -> bytes:
+    """An iret context, mostly one that a kernel would use."""
+    target = rng.choice([USER, kernel(KERNEL_CODE, 0x400)])
+    cs = rng.choice([0xE033, 0xE033, 0xE023, 0x33, 0x3]) if target == USER else 0xE030
+    ss = rng.choice([USER_SS] * 4 + [0x2B, 0, 0xE033, 0x28])
+    if rng.random() < 0.1:
+        target = rng.choice([1 << 47, 0xFFFF_7FFF_FFFF_FFFF, 1 << 63])
+    if rng.random() < 0.1:
+        cs = rng.randrange(1 << 16) & ~3 | cs & 3
+    back = rng.randrange(1 << 22) & 0x25_7ED5 | rng.choice([0, 0x200])
+    how = rng.choice([0, 0x100])
+    return struct.pack("<9Q", 1, 2, 3, how, target, cs, back, STACK_TOP - 512, ss)
+
+
 @pytest.mark.parametrize("pending", [False, True])
 @pytest.mark.parametrize("mask", [0, 1])
 def test_system_calls_and_iret(pair: Pair, pending: bool, mask: int) -> None:
@@ -262,13 +280,10 @@ def test_system_calls_and_iret(pair: Pair, pending: bool, mask: int) -> None:
 
         both(pair, start)
         assert run_both(pair, (n, hex(flags))) == "end"
-        target = rng.choice([USER, kernel(KERNEL_CODE, 0x400)])
-        cs = rng.choice([0xE033, 0xE023, 0x33]) if target == USER else 0xE030
-        back = rng.randrange(1 << 22) & 0x24_7ED5 | rng.choice([0, 0x200])
-        how = rng.choice([0, 0x100])
-        frame = struct.pack("<9Q", 1, 2, 3, how, target, cs, back, STACK_TOP - 512, USER_SS)
+        frame = iret_frame(rng)
+        nmi = rng.random() < 0.1
 
-        def leave(twin: Twin, frame: bytes = frame) -> None:
+        def leave(twin: Twin, frame: bytes = frame, nmi: bool = nmi) -> None:
             start_kernel(twin, SYSCALL)
             twin.put(kernel(KERNEL_CODE, 0x400), UD2)
             twin.put(kernel(USER_CODE), UD2)
@@ -276,9 +291,10 @@ def test_system_calls_and_iret(pair: Pair, pending: bool, mask: int) -> None:
             twin.put(STACK_TOP - 1024, frame)
             twin.engine.regs.rsp = STACK_TOP - 1024
             twin.memory.bytes[twin.vcpu.pv.vcpu_info_maddr] = pending
+            twin.vcpu.pv.nmi_masked = nmi
 
         both(pair, leave)
-        assert run_both(pair, (n, hex(cs), hex(back))) == "end"
+        assert run_both(pair, (n, frame.hex())) == "end"
     counters = pair[1].domain.pv.counters
     assert counters["iret"] > 0
     if pending:
@@ -424,12 +440,15 @@ def test_a_whole_kernel_table_is_written_entry_by_entry(pair: Pair) -> None:
     assert pair[1].domain.pv.counters["page_table_write"] == 64
 
 
+@pytest.mark.parametrize("iopl", [0, 1, 3])
 @pytest.mark.parametrize("user", [False, True])
-@pytest.mark.parametrize("code", ["fa", "fb", "f4", "66 fa", "e4 60", "0f 32", "0f 30"])
-def test_privileged_instructions(pair: Pair, code: str, user: bool) -> None:
+@pytest.mark.parametrize("code", ["fa", "fb", "f4", "66 fa", "e4 60", "0f 32", "0f 30", "0f 09"])
+def test_privileged_instructions(pair: Pair, code: str, user: bool, iopl: int) -> None:
     def start(twin: Twin) -> None:
         start_kernel(twin, bytes.fromhex(code) + UD2)
         twin.put(kernel(USER_CODE), bytes.fromhex(code) + UD2)
+        twin.vcpu.pv.iopl = iopl
+        privilege.update_ports(twin.domain, twin.vcpu)
         twin.engine.regs.rcx = 0xC000_0080
         if user:
             twin.engine.enter_user_mode(USER_CS, USER_SS)
@@ -438,7 +457,84 @@ def test_privileged_instructions(pair: Pair, code: str, user: bool) -> None:
     both(pair, start)
     assert run_both(pair, code) == "end"
     counted = pair[1].domain.pv.counters["trap"]
-    assert counted == (1 if code in ("fa", "fb") and not user else 0)
+    assert counted == (1 if code in ("fa", "fb") and not user and iopl else 0)
+
+
+@pytest.mark.parametrize("code", ["fa", "48 8b 06", "48 89 06", "0f 05"])
+@pytest.mark.parametrize("user", [False, True])
+def test_with_the_trap_flag(pair: Pair, code: str, user: bool) -> None:
+    def start(twin: Twin) -> None:
+        start_kernel(twin, bytes.fromhex(code) + UD2, 0x100)
+        twin.put(kernel(USER_CODE), bytes.fromhex(code) + UD2)
+        twin.vcpu.pv.iopl = 1
+        twin.vcpu.pv.traps_address[1] = CALLBACKS + 16 * GP_ENTRY
+        twin.engine.regs.rsi = USER + 64 * 4096
+        twin.engine.regs.rax = NR_set_segment_base
+        if user:
+            twin.engine.enter_user_mode(USER_CS, USER_SS)
+            twin.engine.regs.rip = USER
+
+    both(pair, start)
+    assert run_both(pair, code) == "end"
+
+
+@pytest.mark.parametrize("code", ["0f 05", "0f 34", "cd 80", "f1", "cc", "cd 20"])
+@pytest.mark.parametrize("iopl", [False, True])
+def test_32_bit_user_code(pair: Pair, code: str, iopl: bool) -> None:
+    """What the native path must leave alone."""
+
+    def start(twin: Twin) -> None:
+        start_kernel(twin, b"")
+        twin.put(kernel(USER_CODE), b"\xfd" + bytes.fromhex(code) + UD2)  # std
+        for vector in (1, 3, 0x80):
+            twin.vcpu.pv.traps_address[vector] = CALLBACKS + 16 * GP_ENTRY
+        twin.vcpu.arch.syscall32_callback = CALLBACKS + 16 * EVENT_ENTRY
+        twin.domain.pv.architectural_iopl = int(iopl)
+        twin.vcpu.pv.iopl = 2
+        twin.engine.enter_user_mode(0xE023, USER_SS, long_mode=False)
+        twin.engine.regs.rip = USER
+
+    both(pair, start)
+    assert run_both(pair, code) == "end"
+
+
+@pytest.mark.parametrize("code", ["48 8b 06", "0f 05"])
+@pytest.mark.parametrize("iopl", [False, True])
+def test_breakpoints(pair: Pair, code: str, iopl: bool) -> None:
+    """A watched word on the way into the kernel, and RF on the way back."""
+
+    def start(twin: Twin) -> None:
+        start_kernel(twin, b"")
+        twin.put(kernel(USER_CODE), bytes.fromhex(code) + UD2)
+        twin.vcpu.pv.traps_address[1] = CALLBACKS + 16 * GP_ENTRY
+        twin.domain.pv.architectural_iopl = int(iopl)
+        engine = twin.engine
+        engine.set_debug_register(0, USER)
+        engine.set_debug_register(1, USER + 0x1000)
+        engine.set_debug_register(7, 0x00F0_0405)
+        engine.enter_user_mode(USER_CS, USER_SS)
+        engine.regs.rip, engine.regs.rsi = USER, USER + 0x1000
+
+    both(pair, start)
+    assert run_both(pair, code) == "end"
+    assert pair[1].engine.debug_register(6) & 0xF == 1
+    for rflags in (0x1_0202, 0x202):
+        frame = struct.pack("<9Q", 1, 2, 3, 0, USER, USER_CS, rflags, 0, USER_SS)
+
+        def leave(twin: Twin, frame: bytes = frame) -> None:
+            start_kernel(twin, SYSCALL)
+            twin.engine.regs.rax = NR_iret
+            twin.put(STACK_TOP - 1024, frame)
+            twin.engine.regs.rsp = STACK_TOP - 1024
+            twin.engine.set_debug_register(6, 0)
+
+        both(pair, leave)
+        assert run_both(pair, (code, rflags)) == "end"
+        status = pair[1].engine.debug_register(6) & 0xF
+        if code == "0f 05":
+            assert status == (0 if rflags & 0x1_0000 else 1)
+        else:
+            assert status == (2 if rflags & 0x1_0000 else 1)
 
 
 def test_slow_only_hands_on_every_exit(pair: Pair) -> None:

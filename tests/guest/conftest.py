@@ -24,6 +24,7 @@ L4, L3, L2, L1 = (XEN_PAGES + i for i in range(4))
 CODE = 0x100000
 DATA = 0x140000
 STACK = 0x180000
+UPPER_HALF = 0xFFFF_8880_0000_0000
 USER_CS, USER_SS = 0xE033, 0xE02B
 ENGINES = ("unicorn-python", "unicorn-native")
 
@@ -66,6 +67,12 @@ class Bench:
         for pfn in range(GUEST_PAGES):
             self.set_pte(pfn << 12, (XEN_PAGES + pfn) << 12 | table)
         layout.set_xen_slots(self.memory, L4)
+
+    def set_upper_half(self) -> None:
+        """Map everything once more, for the kernel only, from UPPER_HALF on."""
+        top = self.memory.words[L4 << 9]
+        self.memory.words[(L4 << 9) + (UPPER_HALF >> 39 & 511)] = top & ~PTE_USER
+        self.engine.flush_tlb()
 
     def set_pte(self, vaddr: int, entry: int) -> None:
         """Write the entry that maps a page. The caller flushes."""

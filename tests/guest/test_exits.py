@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, CpuidLeaf, EngineFailure, Trap
+from pyxen.cpu.base import (
+    GUEST_SYSCALL,
+    GUEST_SYSENTER,
+    HYPERCALL,
+    CpuidLeaf,
+    EngineFailure,
+    Exit,
+    Trap,
+)
 from pyxen.types import VcpuId
 
-from .conftest import CODE, DATA, L4, STACK, USER_CS, USER_SS, Bench
+from .conftest import CODE, DATA, L4, STACK, UPPER_HALF, USER_CS, USER_SS, Bench
 
 SYSCALL = "0f 05"
 UD2 = "0f 0b"
@@ -104,7 +112,6 @@ def test_division_by_zero(bench: Bench, user: bool) -> None:
         pytest.param("0f 23 f8", id="mov dr7, rax"),
         pytest.param("0f 01 f8", id="swapgs"),
         pytest.param("48 0f 07", id="sysretq"),
-        pytest.param("0f 34", id="sysenter"),
         pytest.param("0f 01 3e", id="invlpg"),
     ],
 )
@@ -114,14 +121,21 @@ def test_privileged_instructions(bench: Bench, user: bool, code: str) -> None:
     assert bench.engine.regs.rip == CODE
 
 
-@pytest.mark.parametrize(
-    ("code", "result"),
-    [("e4 60", 0x11FF), ("66 ed", 0xFFFF), ("ed", 0xFFFF_FFFF)],  # in al, 0x60; in ax, dx; in eax
-)
-def test_ports_answer_the_kernel_with_all_ones(bench: Bench, code: str, result: int) -> None:
-    bench.engine.regs.rax = 0x1100
-    assert bench.run(code + "e6 80" + SYSCALL) is HYPERCALL  # ...; out 0x80, al
-    assert bench.engine.regs.rax == result
+def test_sysenter(bench: Bench, user: bool) -> None:
+    bench.engine.regs.rcx = 0x1111
+    assert bench.run("90 0f 34", user=user) is GUEST_SYSENTER
+    assert (bench.engine.regs.rip, bench.engine.regs.rcx) == (CODE + 3, 0x1111)
+    assert bench.engine.user_mode is user
+
+
+@pytest.mark.parametrize(("code", "which"), [("0f 34", GUEST_SYSENTER), ("0f 05", GUEST_SYSCALL)])
+def test_entries_from_32_bit_code(bench: Bench, code: str, which: Exit) -> None:
+    engine = bench.engine
+    bench.put(CODE, "40" + code)  # inc eax
+    engine.enter_user_mode(0xE023, USER_SS, long_mode=False)
+    engine.regs.rip, engine.regs.rax = CODE, 4
+    assert engine.run() is which
+    assert (engine.regs.rip, engine.regs.rax, engine.long_mode) == (CODE + 3, 5, False)
 
 
 @pytest.mark.parametrize("code", ["e4 60", "ee", "6c"], ids=("in", "out", "ins"))
@@ -263,3 +277,44 @@ def test_a_frame_that_does_not_exist_ends_the_guest(bench: Bench) -> None:
     why = bench.run("48 8b 06")
     assert isinstance(why, EngineFailure)
     assert "unmapped" in why.reason.lower()
+
+
+@pytest.mark.parametrize(
+    ("code", "error_code"),
+    [("ff 1e", 7), ("cb", 5), ("48 cb", 5), ("48 cf", 5)],
+    ids=("lcall", "lret", "lretq", "iretq"),
+)
+def test_the_stack_of_a_far_transfer_is_user_modes(
+    bench: Bench, code: str, error_code: int
+) -> None:
+    """The translator uses it as a supervisor, and would write to the kernel's memory."""
+    bench.set_upper_half()
+    at = UPPER_HALF + DATA + 0x100
+    bench.put(DATA, CODE.to_bytes(4, "little") + USER_CS.to_bytes(4, "little"))
+    bench.put(DATA + 0x100 - 32, bytes(64))
+    bench.engine.regs.rsi, bench.engine.regs.rsp = DATA, at
+    if not bench.native:
+        pytest.skip("not checked without the native part")
+    fault = at - 8 if error_code & 2 else at
+    assert bench.run("90" + code, user=True) == Trap(14, error_code, fault)
+    assert (bench.engine.regs.rip, bench.engine.regs.rsp) == (CODE + 1, at)
+    assert bench.word(DATA + 0x100 - 8) == bench.word(DATA + 0x100 - 16) == 0
+
+
+def test_far_transfers_of_user_mode_work(bench: Bench) -> None:
+    # mov [rsi], far pointer to 1f; lcall [rsi] (48: 64-bit); syscall; 1: lretq
+    bench.put(DATA, (CODE + 7).to_bytes(8, "little") + USER_CS.to_bytes(2, "little"))
+    bench.engine.regs.rsi = DATA
+    assert bench.run("48 ff 1e 0f 05 90 90 48 cb", user=True) is GUEST_SYSCALL
+    assert (bench.engine.regs.rip, bench.engine.regs.rsp) == (CODE + 5, STACK)
+
+
+def test_a_fault_of_a_far_call_is_the_users(bench: Bench) -> None:
+    bench.put(DATA, CODE.to_bytes(8, "little") + USER_CS.to_bytes(2, "little"))
+    bench.unmap(STACK - 0x1000)
+    bench.engine.regs.rsi = DATA
+    assert bench.run("90 48 ff 1e", user=True) == Trap(14, 6, STACK - 8)
+    assert bench.engine.regs.rip == CODE + 1
+    bench.put(DATA + 8, (0x1233).to_bytes(2, "little"))
+    assert bench.run("90 48 ff 1e", user=True) == Trap(13, 0x1230)
+    assert bench.engine.regs.rip == CODE + 1

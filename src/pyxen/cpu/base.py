@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.types import VcpuId
@@ -27,12 +27,18 @@ class GuestSyscall:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestSysenter:
+    """`sysenter`, in either mode. RIP is behind the instruction, nothing else was changed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trap:
     """A processor exception, or `int n`.
 
     vector: 0..255. error_code: the hardware error code, 0 where the vector has none.
     fault_address: CR2 for vector 14, else 0. software: `int n`, `int3`: RIP is behind the
-    instruction; for every other trap RIP is that of the instruction that faulted.
+    instruction; for every other trap RIP is that of the instruction that faulted. For vector 1
+    the engine has added the cause to DR6; RIP is where execution would go on.
     """
 
     vector: int
@@ -53,10 +59,11 @@ class EngineFailure:
     reason: str
 
 
-Exit: TypeAlias = Hypercall | GuestSyscall | Trap | Preempted | EngineFailure
+Exit: TypeAlias = Hypercall | GuestSyscall | GuestSysenter | Trap | Preempted | EngineFailure
 
 HYPERCALL: Final = Hypercall()
 GUEST_SYSCALL: Final = GuestSyscall()
+GUEST_SYSENTER: Final = GuestSysenter()
 PREEMPTED: Final = Preempted()
 
 
@@ -72,6 +79,16 @@ class CpuidLeaf:
 
 CpuidPolicy: TypeAlias = Callable[[int, int], CpuidLeaf]
 """(leaf, subleaf) -> registers. Pure: an engine may cache what it returned."""
+
+
+class SegmentCache(NamedTuple):
+    """The hidden part of a segment register; attributes are bits 8-15 and 20-23 of a descriptor's
+    second word, in their places."""
+
+    base: int
+    limit: int
+    """In bytes, the last valid one."""
+    attributes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,12 @@ class Registers(ABC):
     @abstractmethod
     def selector(self, segment: int) -> int:
         """Selector as the guest may see it; 0 ES, 1 CS, 2 SS, 3 DS, 4 FS, 5 GS."""
+
+    @abstractmethod
+    def set_segment(
+        self, segment: int, selector: int, base: int, limit: int, attributes: int
+    ) -> None:
+        """Load a data segment register (not CS, not SS) with its hidden part."""
 
 
 @dataclass(slots=True)
@@ -179,13 +202,35 @@ class Engine(ABC):
     def user_mode(self) -> bool:
         """Whether the selected vCPU is in guest user mode."""
 
+    @property
+    @abstractmethod
+    def long_mode(self) -> bool:
+        """Whether the selected vCPU executes 64-bit code."""
+
+    @property
+    @abstractmethod
+    def code_base(self) -> int:
+        """What is added to RIP to fetch an instruction: not 0 in some 16- and 32-bit code only."""
+
     @abstractmethod
     def enter_kernel_mode(self) -> None:
         """Guest kernel mode with flat 64-bit CS and SS. Bases of FS and GS are not touched."""
 
     @abstractmethod
-    def enter_user_mode(self, cs: int, ss: int, *, long_mode: bool = True) -> None:
-        """Guest user mode with flat segments under these selectors. Bases are not touched."""
+    def enter_user_mode(
+        self,
+        cs: int,
+        ss: int,
+        *,
+        long_mode: bool = True,
+        code: SegmentCache | None = None,
+        stack: SegmentCache | None = None,
+    ) -> None:
+        """Guest user mode with these selectors. The other segment registers are not touched.
+
+        code, stack: what the selectors name, at privilege level 3; flat segments by default, and
+        then `long_mode` says whether the code is 64-bit or 32-bit.
+        """
 
     @abstractmethod
     def set_cr3(self, maddr: int) -> None:
@@ -201,11 +246,32 @@ class Engine(ABC):
 
     @abstractmethod
     def set_debug_register(self, index: int, value: int) -> None:
-        """DR0-DR3, DR6, DR7."""
+        """DR0-DR3, DR6, DR7. Breakpoints on code and data that DR7 enables are Trap(1)s."""
 
     @abstractmethod
     def debug_register(self, index: int) -> int:
         """DR0-DR3, DR6, DR7."""
+
+    @abstractmethod
+    def set_port_access(self, *, kernel: bool, user: bool) -> None:
+        """Where IN and OUT find no device, rather than being #GP(0); not at all at first."""
+
+    @abstractmethod
+    def set_tsc_disabled(self, on: bool) -> None:
+        """CR4.TSD: RDTSC and RDTSCP are #GP(0), in both modes."""
+
+    @abstractmethod
+    def set_cpuid_faulting(self, on: bool) -> None:
+        """CPUID in user mode is #GP(0)."""
+
+    @property
+    @abstractmethod
+    def tsc_aux(self) -> int:
+        """What RDTSCP gives in ECX."""
+
+    @abstractmethod
+    def set_tsc_aux(self, value: int) -> None:
+        """What RDTSCP gives in ECX: 32 bits."""
 
     @abstractmethod
     def flush_tlb(self) -> None:

@@ -78,7 +78,8 @@ class PvState(_Shared):
     syscall_callback = Word(7)
     syscall_callback_flags = Word(8)
     """Bit 0: CALLBACKF_mask_events."""
-    nmi_callback = Word(9)
+    nmi_masked = Word(9)
+    """Not 0: an NMI was delivered, and no iret was made since. Its handler is that of trap 2."""
     vcpu_info_maddr = Word(10)
     """Where struct vcpu_info lives: in shared_info, or where VCPUOP_register_vcpu_info put it."""
     cr3 = Word(11)
@@ -86,6 +87,7 @@ class PvState(_Shared):
     user_cr3 = Word(12)
     """maddr of the user top-level page table (MMUEXT_NEW_USER_BASEPTR)."""
     iopl = Word(13)
+    """0 to 3: what PHYSDEVOP_set_iopl said; Xen treats the guest kernel as level 1."""
     ldt_entries = Word(14)
     """How many descriptors MMUEXT_SET_LDT announced."""
 
@@ -137,6 +139,8 @@ class PvDomain(_Shared):
     """How many page tables wait for their references to be dropped (hypervisor/page_types.py)."""
     dying_stack = Word(12)
     """Host address of their mfns, u32 each."""
+    architectural_iopl = Word(13)
+    """Not 0: the guest sees and sets its IOPL in RFLAGS (vm_assist architectural_iopl)."""
 
     count_syscall = Word(32)
     """The counters count what the hot path did itself."""

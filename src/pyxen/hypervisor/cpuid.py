@@ -6,13 +6,21 @@ others. The processor shown is what the engine can execute: no XSAVE, FSGSBASE, 
 
 from __future__ import annotations
 
+from pyxen.abi.arch_x86_cpuid import (
+    XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD,
+    XEN_CPUID_FIRST_LEAF,
+    XEN_CPUID_MAX_NUM_LEAVES,
+    XEN_CPUID_SIGNATURE_EBX,
+    XEN_CPUID_SIGNATURE_ECX,
+    XEN_CPUID_SIGNATURE_EDX,
+)
 from pyxen.cpu.base import CpuidLeaf
 from pyxen.hypervisor.time import SystemTime
 from pyxen.hypervisor.version import XEN_MAJOR, XEN_MINOR
 
 BRAND = b"pyxen virtual CPU (Unicorn)"
-XEN_LEAVES = 0x4000_0000
-_LAST_XEN_LEAF = XEN_LEAVES + 4
+XEN_LEAVES = XEN_CPUID_FIRST_LEAF
+_LAST_XEN_LEAF = XEN_LEAVES + XEN_CPUID_MAX_NUM_LEAVES
 _HYPERVISOR_PRESENT = 1 << 31
 
 # Family 6, model 28, stepping 10: an in-order processor, which guests know to be free of the faults
@@ -29,7 +37,9 @@ _LEAF1_EDX = (
 _EXT1_EDX = 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29  # SYSCALL NX RDTSCP LM
 _EXT1_ECX = 1 << 0  # LAHF in 64-bit mode
 _INVARIANT_TSC = 1 << 8
-_MSRS_AT = 0x4000_0200
+_MSRS_AT = XEN_LEAVES
+_TSC_IS_SAFE, _RDTSCP, _TSC_MODE_DEFAULT = 1 << 1, 1 << 2, 0
+_ADDRESS_BITS = 40
 
 
 class XenCpuid:
@@ -67,31 +77,41 @@ class XenCpuid:
             case 0x8000_0007:
                 return CpuidLeaf(edx=_INVARIANT_TSC)
             case 0x8000_0008:
-                return CpuidLeaf(0x3028)
+                return CpuidLeaf(0x3000 | _ADDRESS_BITS)
         return CpuidLeaf()
 
     def _xen_leaf(self, index: int, subleaf: int) -> CpuidLeaf:
         match index:
             case 0:
-                return CpuidLeaf(_LAST_XEN_LEAF, 0x566E6558, 0x65584D4D, 0x4D4D566E)
+                return CpuidLeaf(
+                    _LAST_XEN_LEAF,
+                    XEN_CPUID_SIGNATURE_EBX,
+                    XEN_CPUID_SIGNATURE_ECX,
+                    XEN_CPUID_SIGNATURE_EDX,
+                )
             case 1:
                 return CpuidLeaf(XEN_MAJOR << 16 | XEN_MINOR)
             case 2:
-                return CpuidLeaf(1, _MSRS_AT, 1)
+                return CpuidLeaf(1, _MSRS_AT, XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD)
             case 3:
                 return self._time_leaf(subleaf)
-        return CpuidLeaf()
+            case 5 if subleaf == 0:
+                return CpuidLeaf(ebx=_ADDRESS_BITS)
+        return CpuidLeaf()  # among them 4, which is for HVM
 
     def _time_leaf(self, subleaf: int) -> CpuidLeaf:
         if self.time is None:
             return CpuidLeaf()
         record, khz = self.time.record, int(self.time.tsc_hz / 1000)
         if subleaf == 0:
-            return CpuidLeaf(0, 1, khz, 0)
+            return CpuidLeaf(_TSC_IS_SAFE | _RDTSCP, _TSC_MODE_DEFAULT, khz, 1)
         if subleaf == 1:
             offset = -record.tsc_timestamp & 0xFFFF_FFFF_FFFF_FFFF
             return CpuidLeaf(
-                offset & 0xFFFFFFFF, offset >> 32, record.tsc_to_system_mul, record.tsc_shift & 0xFF
+                offset & 0xFFFFFFFF,
+                offset >> 32,
+                record.tsc_to_system_mul,
+                record.tsc_shift & 0xFFFFFFFF,
             )
         return CpuidLeaf(khz) if subleaf == 2 else CpuidLeaf()
 

@@ -16,22 +16,21 @@ from pyxen.cpu.base import (
     EngineFailure,
     Exit,
     GuestSyscall,
+    GuestSysenter,
     Hypercall,
     Preempted,
     Trap,
 )
 from pyxen.errors import DomainCrash
-from pyxen.hypervisor import emulate, page_table_write, trap
+from pyxen.hypervisor import exception, trap
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall import continuation, table
 from pyxen.hypervisor.hypercall.vcpu_op import publish_runstate, publish_time
-from pyxen.hypervisor.page_types import Restart
+from pyxen.hypervisor.iret import iret
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.types import U64
 
 TIME_SLICE_NS = 5_000_000
-_PF_PRESENT, _PF_WRITE, _PF_USER = 1, 2, 4
-_SOFT_INT_BYTES = 2
 _SYSCALL_BYTES = 2
 
 
@@ -117,8 +116,10 @@ class RunLoop:
                 self._hypercall(vcpu)
             case GuestSyscall():
                 trap.deliver_syscall(d, vcpu)
+            case GuestSysenter():
+                trap.deliver_sysenter(d, vcpu)
             case Trap():
-                self._trap(vcpu, reason)
+                exception.handle(d, vcpu, reason, self._cpuid)
             case Preempted():
                 pass
             case EngineFailure(why):
@@ -128,7 +129,7 @@ class RunLoop:
         d, regs = self.domain, self.domain.engine.regs
         number = regs.rax
         if number == table.IRET:
-            trap.iret(d, vcpu)
+            iret(d, vcpu)
             d.pv.record_hypercall(number, (), 0)
             return
         arguments = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8)
@@ -140,41 +141,9 @@ class RunLoop:
                 left.arguments + arguments[len(left.arguments) :]
             )
             regs.rip = (regs.rip - _SYSCALL_BYTES) & U64
-
-    def _trap(self, vcpu: Vcpu, reason: Trap) -> None:
-        d, engine = self.domain, self.domain.engine
-        if reason.software:
-            reason = self._software_interrupt(vcpu, reason)
-        elif reason.vector == trap.TRAP_page_fault and not engine.user_mode:
-            present_write = _PF_PRESENT | _PF_WRITE
-            write_protected = reason.error_code & (present_write | _PF_USER) == present_write
-            if write_protected and page_table_write.emulate_write(d, reason.fault_address):
-                return
-        elif reason.vector == trap.TRAP_gp_fault and not engine.user_mode:
-            continuation.begin(d)
-            try:
-                if emulate.privileged(d, vcpu):
-                    return
-            except Restart:
-                return  # the same instruction again
-        elif reason.vector == trap.TRAP_invalid_op and emulate.cpuid(d, self._cpuid):
-            return
-        elif reason.vector == trap.TRAP_no_device and vcpu.task_switched:
-            # The guest's handler expects TS clear, as Xen clears it.
-            vcpu.task_switched = False
-            engine.set_task_switched(False)
-        trap.deliver_trap(d, vcpu, reason)
-
-    def _software_interrupt(self, vcpu: Vcpu, reason: Trap) -> Trap:
-        """`int n`: only where the guest's gate allows it, else #GP at the instruction."""
-        privilege = 3 if self.domain.engine.user_mode else 1
-        gate_privilege = vcpu.pv.traps_flags[reason.vector] & vcpu.pv.TRAP_DPL_MASK
-        if vcpu.pv.traps_address[reason.vector] and gate_privilege >= privilege:
-            return Trap(reason.vector, software=True)
-        regs = self.domain.engine.regs
-        one_byte = reason.vector in (trap.TRAP_int3, trap.TRAP_overflow)
-        regs.rip = (regs.rip - (1 if one_byte else _SOFT_INT_BYTES)) & U64
-        return Trap(trap.TRAP_gp_fault, reason.vector * 8 + 2)
+        else:
+            if regs.rflags & trap.EFLAGS_TF:
+                exception.stepped_over_hypercall(d, vcpu)
 
     def _pick(self) -> Vcpu | None:
         """The next runnable vCPU, in turns."""

@@ -41,12 +41,32 @@ class RunStateTimes:
         self.entered_ns = now_ns
 
 
+@dataclass(slots=True)
+class ArchState:
+    """Processor state of a PV vCPU that neither its registers nor PvState hold."""
+
+    syscall32_callback: int = 0
+    sysenter_callback: int = 0
+    sysenter_masks_events: bool = False
+    nmi_pending: bool = False
+    cr4: int = 0
+    """The bits that are the guest's choice: TSD and DE."""
+    dr7_emul: int = 0
+    """The enable bits of breakpoints on ports, which the engine is not told of."""
+    io_bitmap: int = 0
+    """Virtual address of a bitmap: a bit that is clear permits a port to user mode."""
+    io_ports: int = 0
+    """How many ports the bitmap covers."""
+    cpuid_faulting: bool = False
+
+
 class Vcpu:
     """PV state, timers and scheduling state of one vCPU."""
 
     def __init__(self, vcpu_id: VcpuId, memory: MachineMemory, vcpu_info_maddr: int) -> None:
         self.vcpu_id = vcpu_id
         self.pv = PvState()
+        self.arch = ArchState()
         self.pv.vcpu_info_maddr = vcpu_info_maddr
         self._memory = memory
         self.initialised = False

@@ -22,6 +22,7 @@ from pyxen.abi.callback import (
     CALLBACKTYPE_syscall,
     CALLBACKTYPE_syscall32,
     CALLBACKTYPE_sysenter,
+    CALLBACKTYPE_sysenter_deprecated,
     CallbackUnregister,
 )
 from pyxen.abi.errno import E
@@ -187,13 +188,15 @@ def test_callbacks(guest: PvGuest) -> None:
     assert register(guest, CALLBACKTYPE_failsafe, TEXT + 2, 1) == 0
     assert register(guest, CALLBACKTYPE_syscall, TEXT + 3, 1) == 0
     assert register(guest, CALLBACKTYPE_nmi, TEXT + 4) == 0
-    for kind in (CALLBACKTYPE_sysenter, CALLBACKTYPE_syscall32):
-        assert register(guest, kind) == -E.NOSYS, "Linux then uses int 0x80"
-    pv = guest.vcpu.pv
+    assert register(guest, CALLBACKTYPE_sysenter, TEXT + 8, 1) == 0
+    assert register(guest, CALLBACKTYPE_syscall32, TEXT + 9) == 0
+    pv, arch = guest.vcpu.pv, guest.vcpu.arch
+    assert (arch.sysenter_callback, arch.sysenter_masks_events) == (TEXT + 8, True)
+    assert arch.syscall32_callback == TEXT + 9
     assert pv.event_callback == TEXT + 1
     assert (pv.failsafe_callback, pv.failsafe_callback_flags) == (TEXT + 2, 1)
     assert (pv.syscall_callback, pv.syscall_callback_flags) == (TEXT + 3, 1)
-    assert pv.nmi_callback == TEXT + 4
+    assert (pv.traps_address[2], pv.traps_flags[2]) == (TEXT + 4, 4 | 0xE033 << 16)
     assert guest.call("set_callbacks", TEXT + 5, TEXT + 6, TEXT + 7) == 0
     assert (pv.event_callback, pv.failsafe_callback) == (TEXT + 5, TEXT + 6)
     assert (pv.syscall_callback, pv.syscall_callback_flags) == (TEXT + 7, 0)
@@ -202,6 +205,7 @@ def test_callbacks(guest: PvGuest) -> None:
 def test_callback_errors(guest: PvGuest) -> None:
     assert register(guest, CALLBACKTYPE_event, NOT_CANONICAL) == -E.INVAL
     assert register(guest, 99) == -E.NOSYS
+    assert register(guest, CALLBACKTYPE_sysenter_deprecated) == -E.NOSYS
     assert guest.call("callback_op", CALLBACKOP_register, NOT_MAPPED) == -E.FAULT
     assert guest.call("callback_op", 99) == -E.NOSYS
 
@@ -209,17 +213,26 @@ def test_callback_errors(guest: PvGuest) -> None:
         at = guest.put(CallbackUnregister(type=kind))
         return guest.call("callback_op", CALLBACKOP_unregister, at)
 
+    register(guest, CALLBACKTYPE_nmi)
     assert unregister(CALLBACKTYPE_nmi) == 0
-    assert unregister(CALLBACKTYPE_event) == -E.INVAL
+    assert (guest.vcpu.pv.traps_address[2], guest.vcpu.pv.traps_flags[2]) == (0, 0)
+    for kind in (
+        CALLBACKTYPE_event,
+        CALLBACKTYPE_failsafe,
+        CALLBACKTYPE_syscall,
+        CALLBACKTYPE_sysenter,
+        CALLBACKTYPE_syscall32,
+    ):
+        assert unregister(kind) == -E.INVAL
     assert unregister(99) == -E.NOSYS
     assert guest.call("callback_op", CALLBACKOP_unregister, NOT_MAPPED) == -E.FAULT
 
 
 def test_nmi_op(guest: PvGuest) -> None:
     assert guest.call("nmi_op", 0, guest.put(TEXT)) == 0
-    assert guest.vcpu.pv.nmi_callback == TEXT
+    assert guest.vcpu.pv.traps_address[2] == TEXT
     assert guest.call("nmi_op", 1) == 0
-    assert guest.vcpu.pv.nmi_callback == 0
+    assert guest.vcpu.pv.traps_address[2] == 0
     assert guest.call("nmi_op", 0, guest.put(NOT_CANONICAL)) == -E.INVAL
     assert guest.call("nmi_op", 0, NOT_MAPPED) == -E.FAULT
     assert guest.call("nmi_op", 2) == -E.NOSYS
@@ -251,6 +264,26 @@ def test_the_base_of_a_selector(guest: PvGuest) -> None:
     guest.call("set_gdt", guest.put(MFN), 512)
     assert guest.call("set_segment_base", SEGBASE_GS_USER_SEL, 6 * 8 + 3) == 0
     assert guest.vcpu.pv.gs_base_user == 0x1234_5678
+    assert guest.regs.selectors[5] == 6 * 8 + 3
+    assert guest.regs.gs_base == 0, "the kernel's stays"
+    assert guest.call("set_segment_base", SEGBASE_GS_USER_SEL, 1) == 0
+    assert (guest.regs.selectors[5], guest.vcpu.pv.gs_base_user) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        pytest.param(0x12CF_7334_5678_FFFF, id="absent"),
+        pytest.param(0x12CF_B334_5678_FFFF, id="privilege level 1"),
+        pytest.param(0x12CF_F834_5678_FFFF, id="execute only"),
+    ],
+)
+def test_a_selector_that_faults_becomes_null(guest: PvGuest, descriptor: int) -> None:
+    guest.memory.write_u64((MFN << 12) + 8 * 6, descriptor)
+    guest.call("set_gdt", guest.put(MFN), 512)
+    guest.regs.selectors[5] = guest.vcpu.pv.gs_base_user = 5
+    assert guest.call("set_segment_base", SEGBASE_GS_USER_SEL, 6 * 8) == 0
+    assert (guest.regs.selectors[5], guest.vcpu.pv.gs_base_user) == (0, 0)
 
 
 def test_stack_switch(guest: PvGuest) -> None:
@@ -309,7 +342,11 @@ def test_vm_assist(guest: PvGuest) -> None:
     for kind in everything:
         assert guest.call("vm_assist", VMASST_CMD_enable, kind) == 0
     assert guest.domain.vm_assists == everything
+    assert guest.domain.pv.architectural_iopl
+    assert guest.engine.vcpu.port_access == (True, False), "the kernel is level 0 then"
     assert guest.call("vm_assist", VMASST_CMD_disable, 4) == 0
+    assert not guest.domain.pv.architectural_iopl
+    assert guest.engine.vcpu.port_access == (False, False)
     assert guest.domain.vm_assists == everything - {4}
     for kind in (6, 31, 33, 63, 64, 99, (1 << 32) - 1):
         assert guest.call("vm_assist", VMASST_CMD_enable, kind) == -E.INVAL
@@ -341,9 +378,14 @@ def test_m2p_strict_hides_the_m2p_from_user_mode(guest: PvGuest) -> None:
 def test_physdev_op(guest: PvGuest) -> None:
     assert guest.call("physdev_op", PHYSDEVOP_set_iopl, guest.put(3)) == 0
     assert guest.vcpu.pv.iopl == 3
+    assert guest.engine.vcpu.port_access == (True, True)
+    assert guest.call("physdev_op", PHYSDEVOP_set_iopl, guest.put(1)) == 0
+    assert guest.engine.vcpu.port_access == (True, False)
     assert guest.call("physdev_op", PHYSDEVOP_set_iopl, guest.put(4)) == -E.INVAL
     assert guest.call("physdev_op", PHYSDEVOP_set_iobitmap, guest.put(0, 65536)) == 0
     assert guest.call("physdev_op", PHYSDEVOP_set_iobitmap, guest.put(0, 65537)) == -E.INVAL
+    bad = guest.put(layout.M2P_VADDR, 8)
+    assert guest.call("physdev_op", PHYSDEVOP_set_iobitmap, bad) == -E.INVAL
     for command in (PHYSDEVOP_set_iopl, PHYSDEVOP_set_iobitmap):
         assert guest.call("physdev_op", command, NOT_MAPPED) == -E.FAULT
 

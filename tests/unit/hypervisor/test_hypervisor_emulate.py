@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from pv_guest import BASE, L4, TEXT, PvGuest
 
-from pyxen.cpu.base import Trap
+from pyxen.abi.errno import E
+from pyxen.cpu.base import CpuidLeaf, Trap
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor import msr
 from pyxen.hypervisor.cpuid import XEN_LEAVES, XenCpuid
-from pyxen.hypervisor.emulate import CR4_VALUE, fetch
+from pyxen.hypervisor.emulate import CR0_VALUE, CR4_VALUE, fetch
 from pyxen.memory import layout
 from pyxen.memory.machine import XEN_PAGES
 
@@ -73,8 +74,34 @@ def test_writing_control_registers(guest: PvGuest) -> None:
     assert gp(guest, "0f22d9") == 3
     assert guest.vcpu.pv.cr3 == guest.engine.vcpu.cr3 == guest.domain.space.cr3 == MFN << 12
     assert guest.memory.read_u64((MFN << 12) + 8 * 256) == layout.M2P_SLOT_ENTRY
-    assert gp(guest, "0f22e1") == 3, "CR4 is accepted, and has no effect"
     assert gp(guest, "0f22c9") is None, "CR1"
+
+
+def test_only_ts_may_change_in_cr0(guest: PvGuest) -> None:
+    guest.regs.rcx = CR0_VALUE ^ 1 << 16
+    assert gp(guest, "0f22c1") is None
+    guest.regs.rcx = CR0_VALUE
+    assert gp(guest, "0f22c1") == 3
+
+
+def test_the_guests_bits_of_cr4(guest: PvGuest) -> None:
+    guest.regs.rcx = U64
+    assert gp(guest, "0f22e1") == 3
+    assert gp(guest, "0f20e0") == 3
+    assert guest.regs.rax == CR4_VALUE | 4 | 8, "TSD and DE"
+    assert guest.engine.vcpu.tsc_disabled
+    guest.regs.rcx = 0
+    assert gp(guest, "0f22e1") == 3
+    assert not guest.engine.vcpu.tsc_disabled
+
+
+def test_the_kernel_reads_a_disabled_tsc(guest: PvGuest) -> None:
+    guest.engine.tsc = 0x1234_5678_9ABC_DEF0
+    guest.engine.set_tsc_aux(5)
+    assert gp(guest, "0f31") == 2
+    assert (guest.regs.rax, guest.regs.rdx) == (0x9ABC_DEF0, 0x1234_5678)
+    assert gp(guest, "0f01f9") == 3
+    assert guest.regs.rcx == 5
 
 
 @pytest.mark.parametrize("frame", [0, 5, layout.SHARED_INFO, layout.GRANT_FRAMES, 1 << 51])
@@ -146,9 +173,66 @@ def test_base_msrs(guest: PvGuest) -> None:
 
 def test_constant_msrs(guest: PvGuest) -> None:
     assert rdmsr(guest, msr.MSR_EFER) == msr.EFER_VALUE
-    assert wrmsr(guest, msr.MSR_EFER, 0), "dropped"
-    assert rdmsr(guest, msr.MSR_EFER) == msr.EFER_VALUE
+    assert wrmsr(guest, msr.MSR_EFER, msr.EFER_VALUE)
+    assert not wrmsr(guest, msr.MSR_EFER, 0)
     assert rdmsr(guest, msr.MSR_PAT) == 0x0000_0501_0007_0406
+    assert not wrmsr(guest, msr.MSR_PAT, 0)
+    assert rdmsr(guest, msr.MSR_APIC_BASE) == 0xFEE0_0900
+    assert not wrmsr(guest, msr.MSR_APIC_BASE, 0xFEE0_0900)
+    assert rdmsr(guest, msr.MSR_MCG_CAP) == 0x0100_0802
+    assert rdmsr(guest, msr.MSR_MC0_CTL) == rdmsr(guest, msr.MSR_MC0_CTL + 4) == U64
+    assert rdmsr(guest, msr.MSR_MC0_CTL + 8) == 0
+    assert rdmsr(guest, msr.MSR_FEATURE_CONTROL) == 1
+
+
+@pytest.mark.parametrize("index", [0xC1, 0x186, 0x38F, 0x179, 0x400, 0xE7, 0x199, 0x1A0, 0x1B0])
+def test_writes_that_are_dropped(guest: PvGuest, index: int) -> None:
+    before = rdmsr(guest, index)
+    assert wrmsr(guest, index, 0x1234)
+    assert rdmsr(guest, index) == before
+
+
+@pytest.mark.parametrize("index", [0, 1, 0x17, 0x3A, 0x48, 0x49, 0x79, 0xCE, 0x10A, 0x345, 0x10])
+def test_writes_that_fault(guest: PvGuest, index: int) -> None:
+    assert not wrmsr(guest, index, 0)
+
+
+@pytest.mark.parametrize("index", [0x48, 0x49, 0x79, 0xFE, 0x10A, 0x122, 0x800, 0xD90, 0xC001_0015])
+def test_reads_that_fault(guest: PvGuest, index: int) -> None:
+    assert rdmsr(guest, index) is None
+
+
+def test_before_there_is_a_handler_unknown_msrs_are_zero(guest: PvGuest) -> None:
+    guest.regs.rcx = 0xFE
+    guest.write(TEXT, bytes.fromhex("0f32"))
+    guest.handle(Trap(13))
+    assert (guest.regs.rip, guest.regs.rax, guest.regs.rdx) == (TEXT + 2, 0, 0)
+    guest.regs.rip, guest.regs.rcx = TEXT, 0x4000_0001
+    with pytest.raises(DomainCrash):
+        guest.handle(Trap(13))
+
+
+def test_tsc_aux(guest: PvGuest) -> None:
+    assert wrmsr(guest, msr.MSR_TSC_AUX, 0x1_0000_0000) is False
+    assert wrmsr(guest, msr.MSR_TSC_AUX, 0x1234)
+    assert rdmsr(guest, msr.MSR_TSC_AUX) == guest.engine.tsc_aux == 0x1234
+
+
+def test_cpuid_faulting(guest: PvGuest) -> None:
+    assert rdmsr(guest, msr.MSR_PLATFORM_INFO) == 1 << 31
+    assert rdmsr(guest, msr.MSR_MISC_FEATURES_ENABLES) == 0
+    assert not wrmsr(guest, msr.MSR_MISC_FEATURES_ENABLES, 2)
+    assert wrmsr(guest, msr.MSR_MISC_FEATURES_ENABLES, 1)
+    assert rdmsr(guest, msr.MSR_MISC_FEATURES_ENABLES) == 1
+    assert guest.engine.vcpu.cpuid_faulting
+    assert xen_cpuid(guest, XEN_LEAVES + 1)[0] == 4 << 16 | 17, "not for the kernel"
+    guest.vcpu.pv.kernel_sp = BASE + 34 * 4096
+    guest.engine.enter_user_mode(0xE033, 0xE02B)
+    guest.write(TEXT, bytes.fromhex(XEN_CPUID))
+    guest.regs.rip = TEXT
+    guest.handle(Trap(6))
+    assert guest.regs.rip == HANDLER
+    assert guest.words(guest.regs.rsp, 8)[2:4] == (0, TEXT + 5), "at the cpuid behind the prefix"
 
 
 def test_the_tsc(guest: PvGuest) -> None:
@@ -156,7 +240,7 @@ def test_the_tsc(guest: PvGuest) -> None:
     assert rdmsr(guest, msr.MSR_IA32_TSC) == 0x1234_5678_9ABC_DEF0
 
 
-@pytest.mark.parametrize("index", [0, 0x11, 0xC000_0084, 0x4000_0000, U32])
+@pytest.mark.parametrize("index", [2, 0x11, 0xC000_0084, 0x4000_0001, U32])
 def test_unknown_msrs_fault(guest: PvGuest, index: int) -> None:
     assert rdmsr(guest, index) is None
     assert not wrmsr(guest, index, 0)
@@ -165,8 +249,9 @@ def test_unknown_msrs_fault(guest: PvGuest, index: int) -> None:
 # --- the rest ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", ["fa", "fb", "f4", "0f08", "0f09", "ee", "66ef", "e680"])
+@pytest.mark.parametrize("code", ["fa", "fb", "0f09", "ee", "66ef", "e680"])
 def test_instructions_without_an_effect(guest: PvGuest, code: str) -> None:
+    guest.vcpu.pv.iopl = 1
     before = [guest.regs.gpr(n) for n in range(16)]
     guest.regs.rdx = before[2]
     assert gp(guest, code) == len(code) // 2
@@ -175,16 +260,134 @@ def test_instructions_without_an_effect(guest: PvGuest, code: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "rax"),
-    [("ec", 0x1122_3344_5566_77FF), ("e460", 0x1122_3344_5566_77FF), ("ed", U32), ("e560", U32)],
+    [
+        ("ec", 0x1122_3344_5566_77FF),
+        ("e460", 0x1122_3344_5566_77FF),
+        ("66ed", 0x1122_3344_5566_FFFF),
+        ("ed", U32),
+        ("e560", U32),
+    ],
 )
 def test_ports_read_as_ones(guest: PvGuest, code: str, rax: int) -> None:
+    guest.vcpu.pv.iopl = 1
     guest.regs.rax = 0x1122_3344_5566_7788
     assert gp(guest, code) == len(code) // 2
     assert guest.regs.rax == rax
 
 
+@pytest.mark.parametrize("code", ["fa", "fb", "ec", "e680", "6c", "f36e"])
+def test_iopl_0_permits_nothing_to_the_kernel(guest: PvGuest, code: str) -> None:
+    assert gp(guest, code) is None
+
+
+def test_architectural_iopl_makes_the_kernel_level_0(guest: PvGuest) -> None:
+    guest.domain.pv.architectural_iopl = 1
+    assert gp(guest, "fa") == 1
+    assert gp(guest, "ec") == 1
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_the_io_bitmap(guest: PvGuest, user: bool) -> None:
+    bitmap = guest.put(b"\xff" * 0xC + b"\xfe\xef" + b"\xff" * 16)
+    guest.vcpu.arch.io_bitmap, guest.vcpu.arch.io_ports = bitmap, 0x70
+    guest.vcpu.pv.kernel_sp = BASE + 34 * 4096
+
+    def allowed(code: str, port: int) -> bool:
+        if user:
+            guest.engine.enter_user_mode(0xE033, 0xE02B)
+        guest.regs.rdx = port
+        return gp(guest, code) is not None
+
+    assert allowed("ec", 0x60)
+    assert allowed("ee", 0x6C)
+    assert not allowed("ec", 0x61)
+    assert not allowed("66ed", 0x60), "the second of two ports"
+    guest.vcpu.arch.io_ports = 0x6C
+    assert not allowed("ec", 0x6C), "behind the end"
+    guest.vcpu.arch.io_bitmap, guest.vcpu.arch.io_ports = guest.vaddr(1023) + 0xFFF, 65536
+    assert allowed("ec", 0)
+    assert not allowed("66ed", 7), "what cannot be read forbids"
+
+
+def test_breakpoints_on_ports(guest: PvGuest) -> None:
+    assert guest.call("set_debugreg", 7, 0x0002_0001) == -E.PERM, "without CR4.DE"
+    guest.regs.rcx = 8
+    gp(guest, "0f22e1")
+    guest.vcpu.pv.iopl = 1
+    assert guest.call("set_debugreg", 0, 0x60) == 0
+    assert guest.call("set_debugreg", 7, 0x0006_0001) == 0
+    assert guest.engine.vcpu.debug_registers[7] == 0x0006_0400, "the engine is not told"
+    assert guest.engine.vcpu.port_access == (False, False), "every access is looked at"
+    assert guest.call("get_debugreg", 7) == 0x0006_0401
+    assert guest.call("get_debugreg", 5) == -E.NODEV, "5 is no other name of 7 now"
+    guest.vcpu.pv.traps_address[1] = HANDLER + 1
+    gp(guest, "e461")
+    assert guest.regs.rip == HANDLER + 1
+    assert guest.words(guest.regs.rsp, 7)[2] == TEXT + 2, "behind the instruction"
+    assert guest.engine.vcpu.debug_registers[6] & 0xF == 1
+    assert gp(guest, "e462") == 2
+    assert guest.call("set_debugreg", 7, 0) == 0
+    assert guest.engine.vcpu.port_access == (True, False)
+
+
+def test_debug_registers_4_and_5_do_not_exist_with_de(guest: PvGuest) -> None:
+    guest.vcpu.pv.traps_address[6] = HANDLER
+    guest.regs.rcx = 8
+    gp(guest, "0f22e1")
+    for code in ("0f21e0", "0f23e8"):
+        assert gp(guest, code) is None
+        assert guest.words(guest.regs.rsp, 7)[2] == TEXT, "#UD, which has no error code"
+
+
+@pytest.mark.parametrize("code", ["0f09", "0f20d0"])
+def test_a_single_step_over_an_emulated_instruction(guest: PvGuest, code: str) -> None:
+    guest.vcpu.pv.traps_address[1] = HANDLER + 1
+    guest.regs.rflags |= 0x100
+    gp(guest, code)
+    assert guest.regs.rip == HANDLER + 1
+    assert guest.engine.vcpu.debug_registers[6] & 1 << 14
+    frame = guest.words(guest.regs.rsp, 7)
+    assert (frame[2], frame[4] & 0x100) == (TEXT + len(code) // 2, 0x100)
+
+
+def test_int1(guest: PvGuest) -> None:
+    guest.vcpu.pv.traps_address[1] = HANDLER
+    guest.write(TEXT, b"\xf1")
+    guest.regs.rip = TEXT
+    guest.handle(Trap(6))
+    assert guest.regs.rip == HANDLER
+    assert guest.words(guest.regs.rsp, 7)[2] == TEXT + 1
+
+
+def test_an_invalid_opcode_before_an_absent_page(guest: PvGuest) -> None:
+    """Xen looks for its prefix, and what it cannot read is a page fault: on hardware, too."""
+    guest.vcpu.pv.traps_address[14] = HANDLER
+    guest.unmap(42)
+    guest.write(guest.vaddr(42) - 2, b"\x0f\x0b")
+    guest.regs.rip = guest.vaddr(42) - 2
+    guest.handle(Trap(6))
+    assert guest.regs.rip == HANDLER
+    assert (guest.vcpu.cr2(), guest.words(guest.regs.rsp, 8)[2]) == (guest.vaddr(42), 0)
+
+
 @pytest.mark.parametrize(
-    "code", ["0f01d0", "0f00d8", "cf", "48cf", "0fc7c0", "6690", "66" * 15, "0f", "48" * 15]
+    "code",
+    [
+        "0f01d0",
+        "0f00d8",
+        "f4",
+        "0f08",
+        "0f01f8",
+        "0f0138",
+        "0f33",
+        "cf",
+        "48cf",
+        "0fc7c0",
+        "6690",
+        "66" * 15,
+        "0f",
+        "48" * 15,
+    ],
 )
 def test_other_instructions_are_the_guests(guest: PvGuest, code: str) -> None:
     assert gp(guest, code) is None
@@ -235,7 +438,7 @@ def test_the_prefixed_cpuid(guest: PvGuest, user: bool) -> None:
     if user:
         guest.engine.enter_user_mode(0xE033, 0xE02B)
     last, *signature = xen_cpuid(guest, XEN_LEAVES)
-    assert last == XEN_LEAVES + 4
+    assert last == XEN_LEAVES + 5
     assert b"".join(word.to_bytes(4, "little") for word in signature) == b"XenVMMXenVMM"
     assert xen_cpuid(guest, XEN_LEAVES + 1)[0] == 4 << 16 | 17
 
@@ -291,6 +494,20 @@ def test_every_leaf_has_32_bit_registers(guest: PvGuest) -> None:
                 for value in (found.eax, found.ebx, found.ecx, found.edx):
                     assert 0 <= value <= U32
     assert guest.cpuid(XEN_LEAVES + 3, 2).eax == guest.cpuid(XEN_LEAVES + 3, 0).ecx
+
+
+def test_what_xen_says_of_itself(guest: PvGuest) -> None:
+    policy = guest.cpuid
+    policy.time = guest.time
+    assert policy(XEN_LEAVES + 2, 0) == CpuidLeaf(1, 0x4000_0000, 1)
+    time = policy(XEN_LEAVES + 3, 0)
+    assert (time.eax, time.ebx, time.edx) == (6, 0, 1), "safe, RDTSCP; default mode; incarnation"
+    scale = policy(XEN_LEAVES + 3, 1)
+    assert (scale.ecx, scale.edx) == (guest.time.record.tsc_to_system_mul, 0)
+    assert policy(XEN_LEAVES + 3, 3) == CpuidLeaf()
+    assert policy(XEN_LEAVES + 4, 0) == CpuidLeaf(), "for HVM"
+    assert policy(XEN_LEAVES + 5, 0) == CpuidLeaf(ebx=policy(0x8000_0008, 0).eax & 0xFF)
+    assert policy(XEN_LEAVES + 5, 1) == policy(XEN_LEAVES + 6, 0) == CpuidLeaf()
 
 
 def test_a_trap_without_a_handler_still_crashes(guest: PvGuest) -> None:

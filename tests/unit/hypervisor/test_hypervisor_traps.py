@@ -7,8 +7,16 @@ from struct import Struct
 import pytest
 from pv_guest import GDT, L4, NOT_MAPPED, SELF, STACK, TEXT, PvGuest
 
+from pyxen.abi.vcpu import VCPUOP_send_nmi
 from pyxen.abi.xen import MMUEXT_SET_LDT, MmuextOp
-from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, PREEMPTED, EngineFailure, Trap
+from pyxen.cpu.base import (
+    GUEST_SYSCALL,
+    GUEST_SYSENTER,
+    HYPERCALL,
+    PREEMPTED,
+    EngineFailure,
+    Trap,
+)
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor import trap
 
@@ -69,7 +77,7 @@ def test_which_vectors_have_an_error_code(guest: PvGuest, vector: int) -> None:
     in_kernel(guest)
     set_handler(guest, vector)
     guest.handle(Trap(vector, 4))
-    has = vector in (8, 10, 11, 12, 13, 14, 17)
+    has = vector in (8, 10, 11, 12, 13, 14, 17, 21)
     assert guest.regs.rsp == (RSP & ~15) - (64 if has else 56)
 
 
@@ -210,7 +218,7 @@ def test_no_device_clears_ts_before_the_guest_sees_it(guest: PvGuest) -> None:
     assert guest.regs.rip == HANDLER
 
 
-@pytest.mark.parametrize(("vector", "length"), [(3, 1), (4, 1), (0x80, 2), (0x20, 2)])
+@pytest.mark.parametrize(("vector", "length"), [(1, 2), (14, 2), (0x81, 2), (0x20, 2)])
 @pytest.mark.parametrize("user", [False, True])
 def test_software_interrupts_need_the_gates_permission(
     guest: PvGuest, vector: int, length: int, user: bool
@@ -232,6 +240,31 @@ def test_software_interrupts_need_the_gates_permission(
     assert frame[3] == rip - length, "at the instruction"
 
 
+@pytest.mark.parametrize("vector", [3, 4, 0x80])
+@pytest.mark.parametrize("user", [False, True])
+def test_some_software_interrupts_are_everybodys(guest: PvGuest, vector: int, user: bool) -> None:
+    set_handler(guest, vector, flags=0)
+    (in_user if user else in_kernel)(guest)
+    rip = guest.regs.rip
+    guest.handle(Trap(vector, software=True))
+    assert guest.regs.rip == HANDLER
+    assert guest.words(guest.regs.rsp, 7)[2] == rip, "behind the instruction"
+
+
+def test_int_0x80_without_a_handler(guest: PvGuest) -> None:
+    set_handler(guest, 13)
+    in_user(guest)
+    guest.handle(Trap(0x80, software=True))
+    assert guest.words(guest.regs.rsp, 8)[2:4] == (0x402, 0x401000 - 2)
+
+
+def test_int3_without_a_handler_crashes_the_domain(guest: PvGuest) -> None:
+    set_handler(guest, 13)
+    in_user(guest)
+    with pytest.raises(DomainCrash, match="trap 3"):
+        guest.handle(Trap(3, software=True))
+
+
 def test_a_software_interrupt_at_the_end_of_the_address_space(guest: PvGuest) -> None:
     set_handler(guest, 13)
     in_kernel(guest)
@@ -244,7 +277,8 @@ def test_a_software_interrupt_does_not_carry_an_error_code_of_its_own(guest: PvG
     set_handler(guest, 14, flags=3)
     in_user(guest)
     guest.handle(Trap(14, 7, 0x1234, software=True))
-    assert guest.words(guest.regs.rsp, 8)[2] == 0
+    assert guest.regs.rsp == KERNEL_STACK - 56
+    assert guest.words(guest.regs.rsp, 7)[2] == 0x401000, "no error code at all"
     assert guest.vcpu.cr2() == 0
 
 
@@ -282,10 +316,118 @@ def test_system_call_with_events_masked(guest: PvGuest) -> None:
     assert guest.vcpu.upcall_mask == 1
 
 
-def test_system_call_without_a_callback_crashes_the_domain(guest: PvGuest) -> None:
+def test_system_call_clears_the_direction_flag(guest: PvGuest) -> None:
+    guest.vcpu.pv.syscall_callback = HANDLER
+    in_user(guest, IF | DF | TF | 2)
+    guest.handle(GUEST_SYSCALL)
+    assert guest.words(guest.regs.rsp, 7)[4] == IF | DF | TF | 2
+    assert guest.regs.rflags == IF | 2
+
+
+def test_system_call_without_a_callback_is_an_invalid_opcode(guest: PvGuest) -> None:
     in_user(guest)
-    with pytest.raises(DomainCrash, match="no callback"):
+    set_handler(guest, 6)
+    guest.handle(GUEST_SYSCALL)
+    frame = guest.words(guest.regs.rsp, 7)
+    assert frame[:4] == (0x401000, IF | CF | 2, 0x401000 - 2, USER_CS)
+    in_user(guest)
+    guest.vcpu.pv.traps_address[6] = 0
+    with pytest.raises(DomainCrash, match="trap 6"):
         guest.handle(GUEST_SYSCALL)
+
+
+def test_system_call_from_32_bit_code(guest: PvGuest) -> None:
+    guest.vcpu.pv.syscall_callback = HANDLER
+    guest.vcpu.arch.syscall32_callback = HANDLER + 0x10
+    in_user(guest)
+    guest.engine.enter_user_mode(0x23, 0x2B, long_mode=False)
+    guest.handle(GUEST_SYSCALL)
+    assert guest.regs.rip == HANDLER + 0x10
+    frame = guest.words(guest.regs.rsp, 7)
+    assert (frame[0], frame[3], frame[6]) == (0x401000, 0xE023, 0xE02B)
+    assert guest.engine.long_mode
+
+
+def test_system_call_from_32_bit_code_without_its_callback(guest: PvGuest) -> None:
+    guest.vcpu.pv.syscall_callback = HANDLER
+    set_handler(guest, 6, HANDLER + 0x20)
+    in_user(guest)
+    guest.engine.enter_user_mode(0x23, 0x2B, long_mode=False)
+    guest.handle(GUEST_SYSCALL)
+    assert guest.regs.rip == HANDLER + 0x20
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_sysenter(guest: PvGuest, masks: bool) -> None:
+    """The instruction keeps neither RIP nor RSP: the C library passes them in registers."""
+    guest.vcpu.arch.sysenter_callback = HANDLER
+    guest.vcpu.arch.sysenter_masks_events = masks
+    in_user(guest)
+    guest.engine.enter_user_mode(0x23, 0x2B, long_mode=False)
+    guest.handle(GUEST_SYSENTER)
+    assert guest.words(guest.regs.rsp, 7) == (RCX, R11, 0, 3, IF | CF | 2, 0, USER_SS)
+    assert (guest.regs.rip, guest.vcpu.upcall_mask) == (HANDLER, int(masks))
+    assert not guest.engine.user_mode
+
+
+def test_sysenter_without_a_callback(guest: PvGuest) -> None:
+    set_handler(guest, 13)
+    in_user(guest)
+    guest.handle(GUEST_SYSENTER)
+    assert guest.regs.rip == HANDLER
+    assert guest.words(guest.regs.rsp, 8)[2:5] == (0, 0, 3)
+
+
+def test_sysenter_in_the_kernel_has_no_stack(guest: PvGuest) -> None:
+    guest.vcpu.arch.sysenter_callback = HANDLER
+    in_kernel(guest)
+    with pytest.raises(DomainCrash, match="double fault"):
+        guest.handle(GUEST_SYSENTER)
+
+
+# --- NMIs -------------------------------------------------------------------------------------
+
+
+def test_an_nmi_and_its_iret(guest: PvGuest) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.call("nmi_op", 0, guest.put(HANDLER))
+    guest.vcpu.pv.event_callback = HANDLER + 0x100
+    in_user(guest)
+    assert guest.call("vcpu_op", VCPUOP_send_nmi, 0) == 0
+    guest.memory.bytes[guest.vcpu.pv.vcpu_info_maddr] = 1
+    trap.deliver_events(guest.domain, guest.vcpu)
+    assert guest.regs.rip == HANDLER, "and it masks the event"
+    assert guest.regs.rsp == KERNEL_STACK - 56
+    assert guest.vcpu.upcall_mask == 1
+    assert guest.call("vcpu_op", VCPUOP_send_nmi, 0) == 0
+    trap.deliver_events(guest.domain, guest.vcpu)
+    assert guest.regs.rsp == KERNEL_STACK - 56, "masked until the iret"
+    iret(guest)
+    guest.vcpu.pv.event_callback = 0
+    trap.deliver_events(guest.domain, guest.vcpu)
+    assert guest.regs.rip == HANDLER
+    iret(guest)
+    trap.deliver_events(guest.domain, guest.vcpu)
+    assert guest.regs.rip == 0x401000, "there is no third"
+
+
+def test_an_nmi_without_a_handler_is_lost(guest: PvGuest) -> None:
+    in_user(guest)
+    assert guest.call("vcpu_op", VCPUOP_send_nmi, 0) == 0
+    trap.deliver_events(guest.domain, guest.vcpu)
+    assert guest.regs.rip == 0x401000
+    guest.call("nmi_op", 0, guest.put(HANDLER))
+    trap.deliver_events(guest.domain, guest.vcpu)
+    assert guest.regs.rip == 0x401000
+
+
+def test_an_nmi_wakes_its_vcpu(guest: PvGuest) -> None:
+    other = guest.start(1)
+    other.blocked = True
+    assert guest.call("vcpu_op", VCPUOP_send_nmi, 1) == 0
+    assert other.runnable
+    assert other.arch.nmi_pending
+    assert not guest.vcpu.arch.nmi_pending
 
 
 # --- events -----------------------------------------------------------------------------------
@@ -350,8 +492,11 @@ def test_iret_to_user_mode(guest: PvGuest) -> None:
 
 def test_iret_from_a_system_call(guest: PvGuest) -> None:
     guest.vcpu.pv.user_cr3 = L4 << 12
-    iret(guest, flags=0x100, rflags=IF | CF | 2)
-    assert (guest.regs.rcx, guest.regs.r11) == (0x401000, IF | CF | 2)
+    iret(guest, flags=0x100, rflags=IOPL | VM | RF | CF | 2, cs=0x33, ss=0x2B)
+    assert guest.regs.rflags == IF | CF | 2, "SYSRET clears RF"
+    assert (guest.regs.rcx, guest.regs.r11) == (0x401000, IF | RF | CF | 2)
+    assert guest.regs.selectors[1:3] == [USER_CS, USER_SS], "SYSRET knows only these"
+    assert guest.vcpu.upcall_mask == 1
 
 
 def test_iret_within_the_kernel(guest: PvGuest) -> None:
@@ -365,7 +510,7 @@ def test_iret_within_the_kernel(guest: PvGuest) -> None:
 def test_iret_drops_flags_that_are_not_the_guests(guest: PvGuest) -> None:
     guest.vcpu.pv.user_cr3 = L4 << 12
     iret(guest, rflags=IF | IOPL | NT | VM | DF | TF | 2)
-    assert guest.regs.rflags == IF | DF | TF | 2
+    assert guest.regs.rflags == IF | NT | DF | TF | 2
 
 
 def test_iret_looks_at_the_selector_only(guest: PvGuest) -> None:
@@ -398,6 +543,91 @@ def test_iret_to_what_is_no_user_code(guest: PvGuest, cs: int) -> None:
     assert guest.regs.rip == HANDLER
     frame = guest.words(guest.regs.rsp, 8)
     assert (frame[2], frame[3], frame[4]) == (cs & 0xFFFC, 0x401000, cs)
+
+
+@pytest.mark.parametrize("ss", [0, 0x3, 0xE033, 0xE023, 0xE04B, 0xFFFF, 0x17])
+@pytest.mark.parametrize("cs", [USER_CS, 0xE023])
+def test_iret_to_a_bad_stack_segment(guest: PvGuest, ss: int, cs: int) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.vcpu.pv.kernel_sp = KERNEL_STACK
+    set_handler(guest, 13)
+    iret(guest, ss=ss, cs=cs)
+    assert guest.regs.rip == HANDLER
+    frame = guest.words(guest.regs.rsp, 8)
+    assert (frame[2], frame[3], frame[4], frame[7]) == (ss & 0xFFFC, 0x401000, cs, ss | 3)
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "cs", "ss", "vector"),
+    [
+        pytest.param(0x00AF_7B00_0000_FFFF, 0xB, USER_SS, 11, id="absent code"),
+        pytest.param(0x00CF_7300_0000_FFFF, USER_CS, 0xB, 12, id="absent stack"),
+        pytest.param(0x00AF_9B00_0000_FFFF, 0xB, USER_SS, 13, id="privilege level 0"),
+        pytest.param(0x00EF_FB00_0000_FFFF, 0xB, USER_SS, 13, id="L and D"),
+        pytest.param(0x00CF_F100_0000_FFFF, USER_CS, 0xB, 13, id="read only"),
+    ],
+)
+def test_iret_by_descriptors_of_the_guest(
+    guest: PvGuest, descriptor: int, cs: int, ss: int, vector: int
+) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.vcpu.pv.kernel_sp = KERNEL_STACK
+    guest.memory.write_u64((GDT << 12) + 8, descriptor)
+    guest.call("set_gdt", guest.put(GDT), 2)
+    set_handler(guest, vector)
+    iret(guest, cs=cs, ss=ss)
+    assert guest.regs.rip == HANDLER
+    assert guest.words(guest.regs.rsp, 8)[2] == 8
+
+
+@pytest.mark.parametrize("flags", [0, 0x100])
+@pytest.mark.parametrize("rip", [1 << 47, 0xFFFF_7FFF_FFFF_FFFF, 1 << 63])
+def test_iret_to_an_address_that_is_not_canonical(guest: PvGuest, rip: int, flags: int) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.vcpu.pv.kernel_sp = KERNEL_STACK
+    set_handler(guest, 13)
+    iret(guest, rip=rip, rsp=1 << 47, flags=flags)
+    assert guest.regs.rip == HANDLER
+    frame = guest.words(guest.regs.rsp, 8)
+    assert (frame[2], frame[3], frame[4], frame[6]) == (0, rip, USER_CS, 1 << 47)
+
+
+def test_iret_to_16_bit_code(guest: PvGuest) -> None:
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.vcpu.pv.kernel_sp = KERNEL_STACK
+    guest.memory.write_u64((GDT << 12) + 8, 0x1200_FB34_5678_0FFF)
+    guest.memory.write_u64((GDT << 12) + 16, 0x0040_F300_1000_FFFF)
+    guest.call("set_gdt", guest.put(GDT), 3)
+    set_handler(guest, 13)
+    iret(guest, cs=0xB, ss=0x13, rip=0x5_0000_0FFF, rsp=0x5_0000_0100)
+    code, stack = guest.engine.vcpu.code, guest.engine.vcpu.stack
+    assert code == (0x1234_5678, 0xFFF, 0xFB00)
+    assert stack == (0x1000, 0xFFFF, 0x40_F300)
+    assert (guest.regs.rip, guest.regs.rsp) == (0xFFF, 0x100)
+    in_kernel(guest)
+    iret(guest, cs=0xB, ss=0x13, rip=0x1000)
+    assert guest.regs.rip == HANDLER, "behind the limit"
+
+
+@pytest.mark.parametrize("cs", [0, 0xE028, 0xFFF8, 0x8])
+def test_iret_to_kernel_code_that_is_none(guest: PvGuest, cs: int) -> None:
+    set_handler(guest, 13)
+    iret(guest, cs=cs, ss=KERNEL_SS, rip=TEXT, rsp=STACK)
+    assert guest.regs.rip == HANDLER
+    assert guest.words(guest.regs.rsp, 8)[2:4] == (cs, TEXT)
+
+
+def test_iopl_in_flags_if_the_guest_wants_it(guest: PvGuest) -> None:
+    guest.call("vm_assist", 0, 4)
+    guest.vcpu.pv.user_cr3 = L4 << 12
+    guest.vcpu.pv.kernel_sp = KERNEL_STACK
+    iret(guest, rflags=IF | 3 << 12 | 2)
+    assert guest.vcpu.pv.iopl == 3
+    assert guest.regs.rflags == IF | 2
+    assert guest.engine.vcpu.port_access == (True, True)
+    set_handler(guest, 0)
+    guest.handle(Trap(0))
+    assert guest.words(guest.regs.rsp, 7)[4] == IF | 3 << 12 | 2
 
 
 def test_iret_to_user_mode_needs_a_user_page_table(guest: PvGuest) -> None:

@@ -144,7 +144,7 @@ def test_up_and_down_errors(guest: PvGuest) -> None:
     for vcpu in (4, 127, 1 << 31, 1 << 63):
         assert guest.call(OP, VCPUOP_is_up, vcpu) == -E.NOENT
     assert guest.call(OP, 99, 0) == -E.NOSYS
-    assert guest.call(OP, VCPUOP_send_nmi, 0) == -E.NOSYS
+    assert guest.call(OP, VCPUOP_send_nmi, 0, 1) == -E.INVAL
     assert guest.call(OP, VCPUOP_get_physid, 0) == -E.INVAL
 
 

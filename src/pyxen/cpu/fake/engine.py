@@ -20,6 +20,7 @@ from pyxen.cpu.base import (
     EngineFailure,
     Exit,
     Registers,
+    SegmentCache,
 )
 from pyxen.types import U64, VcpuId
 
@@ -51,6 +52,15 @@ class FakeRegisters(Registers):
     def selector(self, segment: int) -> int:
         return self.selectors[segment]
 
+    def set_segment(
+        self, segment: int, selector: int, base: int, limit: int, attributes: int
+    ) -> None:
+        self.selectors[segment] = selector
+        if segment == 4:
+            self.fs_base = base
+        elif segment == 5:
+            self.gs_base = base
+
 
 class _Vcpu:
     """What the engine was told about one vCPU."""
@@ -59,10 +69,16 @@ class _Vcpu:
         self.regs = FakeRegisters()
         self.user_mode = False
         self.long_mode = True
+        self.code: SegmentCache | None = None
+        self.stack: SegmentCache | None = None
         self.cr3 = 0
         self.task_switched = False
         self.gdt_limit = 0xEFFF
         self.debug_registers = [0] * 8
+        self.port_access = (False, False)
+        self.tsc_disabled = False
+        self.cpuid_faulting = False
+        self.tsc_aux = 0
         self.fxsave = bytes(512)
 
 
@@ -115,14 +131,32 @@ class FakeEngine(Engine):
     def user_mode(self) -> bool:
         return self.vcpu.user_mode
 
+    @property
+    def long_mode(self) -> bool:
+        return self.vcpu.long_mode
+
+    @property
+    def code_base(self) -> int:
+        return self.vcpu.code.base if self.vcpu.code and not self.vcpu.long_mode else 0
+
     def enter_kernel_mode(self) -> None:
         self.vcpu.user_mode = False
         self.vcpu.long_mode = True
+        self.vcpu.code = self.vcpu.stack = None
         self.regs.selectors[1:3] = [0xE030, 0xE02B]
 
-    def enter_user_mode(self, cs: int, ss: int, *, long_mode: bool = True) -> None:
+    def enter_user_mode(
+        self,
+        cs: int,
+        ss: int,
+        *,
+        long_mode: bool = True,
+        code: SegmentCache | None = None,
+        stack: SegmentCache | None = None,
+    ) -> None:
         self.vcpu.user_mode = True
-        self.vcpu.long_mode = long_mode
+        self.vcpu.long_mode = bool(code.attributes & 1 << 21) if code else long_mode
+        self.vcpu.code, self.vcpu.stack = code, stack
         self.regs.selectors[1:3] = [cs | 3, ss | 3]
 
     def set_cr3(self, maddr: int) -> None:
@@ -140,6 +174,22 @@ class FakeEngine(Engine):
 
     def debug_register(self, index: int) -> int:
         return self.vcpu.debug_registers[index]
+
+    def set_port_access(self, *, kernel: bool, user: bool) -> None:
+        self.vcpu.port_access = kernel, user
+
+    def set_tsc_disabled(self, on: bool) -> None:
+        self.vcpu.tsc_disabled = on
+
+    def set_cpuid_faulting(self, on: bool) -> None:
+        self.vcpu.cpuid_faulting = on
+
+    @property
+    def tsc_aux(self) -> int:
+        return self.vcpu.tsc_aux
+
+    def set_tsc_aux(self, value: int) -> None:
+        self.vcpu.tsc_aux = value
 
     def flush_tlb(self) -> None:
         self.flushes.append(None)

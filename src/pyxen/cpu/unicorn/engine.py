@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import dataclass
 from typing import Final
 
 from pyxen.cpu.base import (
@@ -21,9 +22,11 @@ from pyxen.cpu.base import (
     Engine,
     EngineFailure,
     Exit,
+    SegmentCache,
 )
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import layout, library, snapshot
+from pyxen.cpu.unicorn.breakpoints import Breakpoints
 from pyxen.cpu.unicorn.hooks import Hooks, PythonHooks
 from pyxen.cpu.unicorn.native_hooks import Memory, NativeHooks, NotBuilt
 from pyxen.cpu.unicorn.state import UnicornRegisters
@@ -39,9 +42,19 @@ CR4_GUEST: Final = 0x6A0 | 1 << 10
 """PAE, PGE, OSFXSR, OSXMMEXCPT; no PSE, no SMEP, no SMAP, no OSXSAVE."""
 EFER_GUEST: Final = 0xD01
 """SCE, LME, LMA, NXE."""
+DR6_RESET: Final = 0xFFFF_0FF0
 _GDT_LIMIT: Final = 0xEFFF
 _LDT_LIMIT: Final = 0xFFFF
 _RIP: Final = layout.RIP >> 3
+
+
+@dataclass(slots=True)
+class _Allowed:
+    """What one vCPU may do without #GP(0)."""
+
+    kernel_ports: bool = False
+    user_ports: bool = False
+    user_cpuid: bool = True
 
 
 class UnicornEngine(Engine):
@@ -51,10 +64,9 @@ class UnicornEngine(Engine):
             native: None takes the native hot path when it is built and PYXEN_NATIVE is not 0.
     Raises: UserError if the Unicorn library is missing or not the one that this was made for.
 
-    IN gives all ones and OUT does nothing in guest kernel mode; in user mode both are #GP(0).
-    RDTSC is the host's. SYSENTER is #GP(0), INT1 is #UD. Debug registers keep their values, but no
-    breakpoint of theirs is ever hit. Where an instruction crosses into a page that cannot be
-    fetched, RIP is that of the start of its block, of which nothing was executed.
+    RDTSC is the host's. INT1 is #UD. Breakpoints on ports are never hit. Where an instruction
+    crosses into a page that cannot be fetched, RIP is that of the start of its block, of which
+    nothing was executed.
     """
 
     regs: UnicornRegisters
@@ -71,11 +83,13 @@ class UnicornEngine(Engine):
         ctypes.c_uint8.from_address(self._handle + layout.UC_NO_EXIT_REQUEST).value = 1
         self._stop_request = ctypes.c_uint8.from_address(self._handle + layout.UC_STOP_REQUEST)
         self.regs = UnicornRegisters(self._env)
+        self._breakpoints = Breakpoints(self._cpu, self.regs)
         self._hooks, why = self._choose_hooks(memory, cpuid, native)
         self.capabilities = Capabilities("unicorn", self._hooks.native, why)
         self._reset_state()
         self._template = ctypes.string_at(self._env, layout.STATE_BYTES)
         self._parked: dict[VcpuId, ctypes.Array[ctypes.c_char]] = {}
+        self._allowed: dict[VcpuId, _Allowed] = {}
         self._selected: VcpuId | None = None
 
     def _open(self, memory: Memory) -> int:
@@ -130,6 +144,7 @@ class UnicornEngine(Engine):
             regs.set_segment(segment, 0, 0, 0, 0)
         regs.enter_kernel_mode()
         regs.signed[layout.OLD_EXCEPTION >> 2] = -1
+        regs.words[(layout.DR >> 3) + snapshot.DR_GUEST_STATUS] = DR6_RESET
         snapshot.load_fpu(regs, snapshot.initial_fpu())
 
     # --- vCPUs ------------------------------------------------------------------------------
@@ -146,6 +161,7 @@ class UnicornEngine(Engine):
             regs.words[(register + layout.SEGMENT_BASE) >> 3] = base
             regs.dwords[(register + layout.SEGMENT_LIMIT) >> 2] = limit
         self._parked[vcpu_id] = parked
+        self._allowed[vcpu_id] = _Allowed()
         if self._selected is None:
             self.select(vcpu_id)
 
@@ -159,7 +175,9 @@ class UnicornEngine(Engine):
         ctypes.memmove(self._env, coming, layout.STATE_BYTES)
         self._selected = vcpu_id
         self._hooks.select(vcpu_id)
+        self._apply(self._allowed[vcpu_id])
         self.flush_tlb()
+        self._breakpoints.update()
 
     def share(self, domain: PvDomain, vcpu_id: VcpuId, state: PvState) -> None:
         self._hooks.share(domain, vcpu_id, state)
@@ -170,10 +188,16 @@ class UnicornEngine(Engine):
 
     def run(self) -> Exit:
         self._stubs.kicked.value = 0
-        error = self._hooks.run()
-        why = self._hooks.take()
-        if why is not None:
-            return why
+        while True:
+            error = self._hooks.run()
+            exited = self._hooks.take()
+            why = self._breakpoints.resolve(exited)
+            if why is not None:
+                return why
+            if exited is None or self._stubs.kicked.value:
+                break
+        if exited is not None:
+            return PREEMPTED
         if error:
             return EngineFailure(library.strerror(error))
         if self._stop_request.value:
@@ -195,8 +219,24 @@ class UnicornEngine(Engine):
     def enter_kernel_mode(self) -> None:
         self.regs.enter_kernel_mode()
 
-    def enter_user_mode(self, cs: int, ss: int, *, long_mode: bool = True) -> None:
-        self.regs.enter_user_mode(cs, ss, long_mode=long_mode)
+    @property
+    def long_mode(self) -> bool:
+        return self.regs.long_mode
+
+    @property
+    def code_base(self) -> int:
+        return self.regs.code_base
+
+    def enter_user_mode(
+        self,
+        cs: int,
+        ss: int,
+        *,
+        long_mode: bool = True,
+        code: SegmentCache | None = None,
+        stack: SegmentCache | None = None,
+    ) -> None:
+        self.regs.enter_user_mode(cs, ss, long_mode=long_mode, code=code, stack=stack)
 
     def set_cr3(self, maddr: int) -> None:
         self.regs.words[layout.CR3 >> 3] = maddr
@@ -209,10 +249,46 @@ class UnicornEngine(Engine):
         self.regs.dwords[(layout.GDTR + layout.SEGMENT_LIMIT) >> 2] = limit
 
     def set_debug_register(self, index: int, value: int) -> None:
-        self.regs.words[(layout.DR >> 3) + index] = value
+        self.regs.words[(layout.DR >> 3) + snapshot.DR_SLOTS[index]] = value
+        self._breakpoints.update()
 
     def debug_register(self, index: int) -> int:
-        return self.regs.words[(layout.DR >> 3) + index]
+        return self.regs.words[(layout.DR >> 3) + snapshot.DR_SLOTS[index]]
+
+    # --- what the guest may do --------------------------------------------------------------
+
+    def set_port_access(self, *, kernel: bool, user: bool) -> None:
+        allowed = self._selected_allowed()
+        allowed.kernel_ports, allowed.user_ports = kernel, user
+        self._apply(allowed)
+
+    def set_cpuid_faulting(self, on: bool) -> None:
+        allowed = self._selected_allowed()
+        allowed.user_cpuid = not on
+        self._apply(allowed)
+
+    def _selected_allowed(self) -> _Allowed:
+        if self._selected is None:
+            raise RuntimeError("no vCPU was added")
+        return self._allowed[self._selected]
+
+    def _apply(self, allowed: _Allowed) -> None:
+        self._stubs.allow(
+            kernel_ports=allowed.kernel_ports,
+            user_ports=allowed.user_ports,
+            user_cpuid=allowed.user_cpuid,
+        )
+
+    def set_tsc_disabled(self, on: bool) -> None:
+        cr4 = self.regs.words[layout.CR4 >> 3] & ~layout.CR4_TSD
+        self.regs.words[layout.CR4 >> 3] = cr4 | (layout.CR4_TSD if on else 0)
+
+    @property
+    def tsc_aux(self) -> int:
+        return self.regs.dwords[layout.TSC_AUX >> 2]
+
+    def set_tsc_aux(self, value: int) -> None:
+        self.regs.words[layout.TSC_AUX >> 3] = value
 
     # --- translations -----------------------------------------------------------------------
 
@@ -239,6 +315,7 @@ class UnicornEngine(Engine):
         snapshot.load(self._registers_of(vcpu_id), state)
         if vcpu_id == self._selected:
             self.flush_tlb()
+            self._breakpoints.update()
 
     def close(self) -> None:
         handle, self._handle = self._handle, 0

@@ -10,7 +10,7 @@ import ctypes
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
-from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, CpuidPolicy, Exit, Trap
+from pyxen.cpu.base import GUEST_SYSCALL, GUEST_SYSENTER, HYPERCALL, CpuidPolicy, Exit, Trap
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import layout, library
 from pyxen.cpu.unicorn.state import UnicornRegisters
@@ -33,9 +33,11 @@ _CR2: Final = layout.CR2 >> 3
 _RIP: Final = layout.RIP >> 3
 
 
-def trap(vector: int, error_code: int, fault_address: int, *, software: bool) -> Trap:
+def trap(vector: int, error_code: int, fault_address: int, *, software: bool, user: bool) -> Trap:
     """The exit for a processor exception.
 
+    user: the mode it happened in. Far calls and returns use the stack as a supervisor, whatever
+    the mode: a kernel must not be told that it did this itself.
     The processor reads descriptors as a supervisor from the hypervisor's window; where no page of
     the guest's GDT or LDT is mapped, that is a bad selector and no page fault.
     """
@@ -45,7 +47,7 @@ def trap(vector: int, error_code: int, fault_address: int, *, software: bool) ->
         if DESCRIPTOR_VADDR <= fault_address < _WINDOW_END and not error_code & _FAULT_USER:
             table = _TABLE_LDT if fault_address & LDT_OFFSET else 0
             return Trap(GENERAL_PROTECTION, (fault_address & 0xFFF8) | table)
-        return Trap(vector, error_code, fault_address)
+        return Trap(vector, error_code | (_FAULT_USER if user else 0), fault_address)
     return Trap(vector, error_code if vector in WITH_ERROR_CODE else 0)
 
 
@@ -63,10 +65,10 @@ class Hooks(ABC):
         self._error: BaseException | None = None
         self._callbacks: list[object] = []
         self._stop = library.load().uc_emu_stop
+        library.hook_add(handle, library.HOOK_INSN, stubs.cpuid, env, library.INS_CPUID)
         self._add(library.HOOK_INSN, library.CPUID_CALLBACK(self._on_cpuid), library.INS_CPUID)
         library.hook_add(handle, library.HOOK_INSN, stubs.port_in, env, library.INS_IN)
         library.hook_add(handle, library.HOOK_INSN, stubs.port_out, env, library.INS_OUT)
-        library.hook_add(handle, library.HOOK_INSN, stubs.sysenter, env, library.INS_SYSENTER)
 
     @abstractmethod
     def run(self) -> int:
@@ -123,6 +125,7 @@ class PythonHooks(Hooks):
         self._add(library.HOOK_INTR, library.INTR_CALLBACK(self._on_exception))
         self._add(library.HOOK_INSN_INVALID, library.INVALID_CALLBACK(self._on_invalid_opcode))
         self._add(library.HOOK_INSN, library.INSN_CALLBACK(self._on_syscall), library.INS_SYSCALL)
+        self._add(library.HOOK_INSN, library.INSN_CALLBACK(self._on_sysenter), library.INS_SYSENTER)
 
     def run(self) -> int:
         error: int = self._start(self._handle, self._regs.words[_RIP], 0, 0, 0)
@@ -147,11 +150,15 @@ class PythonHooks(Hooks):
                 regs.dwords[_ERROR_CODE],
                 regs.words[_CR2],
                 software=bool(regs.dwords[_IS_INT]),
+                user=regs.user_mode,
             )
         )
 
     def _on_syscall(self, _uc: int, _user_data: int) -> None:
         self._record(GUEST_SYSCALL if self._regs.user_mode else HYPERCALL)
+
+    def _on_sysenter(self, _uc: int, _user_data: int) -> None:
+        self._record(GUEST_SYSENTER)
 
     def _on_invalid_opcode(self, _uc: int, _user_data: int) -> bool:
         self._regs.signed[_OLD_EXCEPTION] = -1

@@ -26,6 +26,8 @@ UC_NO_EXIT_REQUEST: Final = 0x7F2
 
 # --- in X86CPU ------------------------------------------------------------------------------
 CPU_ENV: Final = 0x8A50
+CPU_TLB_FILL: Final = 0xA758
+"""A function pointer: makes an entry of the software TLB, or raises the page fault."""
 CPU_EXEC_EXIT: Final = 0xA798
 """A function pointer: called each time the translator's inner loop is left."""
 
@@ -69,13 +71,20 @@ STATE_BYTES: Final = 5568
 
 # --- values ---------------------------------------------------------------------------------
 FLAG_IF: Final = 1 << 9
+FLAG_TF: Final = 1 << 8
+FLAG_RF: Final = 1 << 16
 FLAGS_GUEST: Final = 0x24_4DD5
 """The flags that a guest may have as it likes: the arithmetic ones, TF, DF, NT, AC and ID."""
+CR4_TSD: Final = 1 << 2
 
 HF_CPL: Final = 3
+HF_ONE_INSTRUCTION: Final = 1 << 3
+"""Inhibits interrupts, of which there are none here, until after one instruction."""
 HF_CS32: Final = 1 << 4
 HF_SS32: Final = 1 << 5
 HF_ADDSEG: Final = 1 << 6
+HF_STEP: Final = 1 << 8
+"""As TF, but not seen by the guest: each block has one instruction, and #DB behind it."""
 HF_TS: Final = 1 << 11
 HF_LMA: Final = 1 << 14
 HF_CS64: Final = 1 << 15
@@ -107,10 +116,9 @@ def verify(handle: int) -> tuple[int, int]:
     _proof(handle, library.REG_RAX, 8, 0)
     cpu = ctypes.c_uint64.from_address(handle + UC_CPU).value
     env = cpu + CPU_ENV
-    if not cpu or ctypes.c_uint64.from_address(cpu + CPU_EXEC_EXIT).value != library.address(
-        "x86_cpu_exec_exit"
-    ):
-        raise _refusal("a processor of another shape")
+    for offset, name in ((CPU_EXEC_EXIT, "x86_cpu_exec_exit"), (CPU_TLB_FILL, "x86_cpu_tlb_fill")):
+        if not cpu or ctypes.c_uint64.from_address(cpu + offset).value != library.address(name):
+            raise _refusal("a processor of another shape")
     for register, offset, size, value in _REG_PROOFS:
         old = _proof(handle, register, size, value)
         found = int.from_bytes(ctypes.string_at(env + offset, size), "little")

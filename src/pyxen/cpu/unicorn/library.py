@@ -69,6 +69,8 @@ _PROTOTYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "cpu_exit": (None, (c_void_p,)),
     "tlb_flush_x86_64": (None, (c_void_p,)),
     "tlb_flush_page_x86_64": (None, (c_void_p, c_uint64)),
+    "cpu_breakpoint_insert_x86_64": (c_int, (c_void_p, c_uint64, c_int, c_void_p)),
+    "cpu_breakpoint_remove_all_x86_64": (None, (c_void_p, c_int)),
     "tb_invalidate_phys_range_x86_64": (None, (c_void_p, c_uint64, c_uint64)),
     "update_fp_status_x86_64": (None, (c_void_p,)),
     "update_mxcsr_status_x86_64": (None, (c_void_p,)),

@@ -12,7 +12,7 @@ from ctypes import c_uint64, c_void_p
 from functools import cache
 from typing import Final, Protocol
 
-from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, CpuidPolicy, Exit
+from pyxen.cpu.base import GUEST_SYSCALL, GUEST_SYSENTER, HYPERCALL, CpuidPolicy, Exit
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import library
 from pyxen.cpu.unicorn.hooks import INVALID_OPCODE, Hooks, trap
@@ -24,6 +24,7 @@ _EXIT_NONE: Final = 0
 _EXIT_HYPERCALL: Final = 1
 _EXIT_GUEST_SYSCALL: Final = 2
 _EXIT_TRAP: Final = 3
+_EXIT_SYSENTER: Final = 5
 
 
 class Memory(Protocol):
@@ -132,6 +133,7 @@ class NativeHooks(Hooks):
             (library.HOOK_INTR, "hot_on_exception"),
             (library.HOOK_INSN_INVALID, "hot_on_invalid_opcode"),
             (library.HOOK_INSN, "hot_on_syscall", library.INS_SYSCALL),
+            (library.HOOK_INSN, "hot_on_sysenter", library.INS_SYSENTER),
         ):
             callback = _address(getattr(native, name))
             library.hook_add(handle, kind, callback, self._hot_address, *extra)
@@ -163,8 +165,14 @@ class NativeHooks(Hooks):
         if kind == _EXIT_GUEST_SYSCALL:
             return GUEST_SYSCALL
         if kind == _EXIT_TRAP:
-            return trap(hot.vector, hot.error_code, hot.fault_address, software=bool(hot.software))
-        return INVALID_OPCODE
+            return trap(
+                hot.vector,
+                hot.error_code,
+                hot.fault_address,
+                software=bool(hot.software),
+                user=self._regs.user_mode,
+            )
+        return GUEST_SYSENTER if kind == _EXIT_SYSENTER else INVALID_OPCODE
 
 
 def _address(function: object) -> int:

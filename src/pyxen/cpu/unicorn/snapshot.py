@@ -9,7 +9,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from pyxen.cpu.base import CpuState
+from pyxen.cpu.base import CpuState, SegmentCache
 from pyxen.cpu.unicorn import layout, library
 from pyxen.cpu.unicorn.state import UnicornRegisters
 
@@ -30,6 +30,9 @@ _TOP: Final = 7 << _TOP_SHIFT
 _SEGMENTS: Final = 6
 _ATTRIBUTES: Final = 0x00FF_FF00
 _CR0_TS: Final = 1 << 3
+DR_GUEST_STATUS: Final = 4
+"""The word of DR that holds the guest's DR6: the translator writes to the real one."""
+DR_SLOTS: Final = (0, 1, 2, 3, 4, 5, DR_GUEST_STATUS, 7)
 
 
 def save(regs: UnicornRegisters) -> CpuState:
@@ -45,7 +48,7 @@ def save(regs: UnicornRegisters) -> CpuState:
         cr2=words[layout.CR2 >> 3],
         cr3=words[layout.CR3 >> 3],
         cr4=words[layout.CR4 >> 3],
-        dr=list(words[layout.DR >> 3 : (layout.DR >> 3) + 8]),
+        dr=[words[(layout.DR >> 3) + slot] for slot in DR_SLOTS],
         msrs={
             MSR_EFER: words[layout.EFER >> 3],
             MSR_TSC_AUX: words[layout.TSC_AUX >> 3],
@@ -68,16 +71,18 @@ def load(regs: UnicornRegisters, state: CpuState) -> None:
     for index, (selector, base, limit, attributes) in enumerate(state.segments):
         regs.set_segment(index, selector, base, limit, attributes & _ATTRIBUTES)
     if state.user_mode:
-        cs, _, _, attributes = state.segments[layout.CS]
-        ss = state.segments[layout.SS][0]
-        regs.enter_user_mode(cs, ss, long_mode=bool(attributes & 1 << 21))
+        cs, *code = state.segments[layout.CS]
+        ss, *stack = state.segments[layout.SS]
+        regs.enter_user_mode(
+            cs, ss, long_mode=True, code=SegmentCache(*code), stack=SegmentCache(*stack)
+        )
     else:
         regs.enter_kernel_mode()
     regs.set_task_switched(bool(state.cr0 & _CR0_TS))
     words[layout.CR2 >> 3] = state.cr2
     words[layout.CR3 >> 3] = state.cr3
-    for index, value in enumerate(state.dr):
-        words[(layout.DR >> 3) + index] = value
+    for slot, value in zip(DR_SLOTS, state.dr, strict=True):
+        words[(layout.DR >> 3) + slot] = value
     words[layout.TSC_AUX >> 3] = state.msrs.get(MSR_TSC_AUX, 0)
     load_fpu(regs, state.fxsave)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Final
 
-from pyxen.cpu.base import Registers
+from pyxen.cpu.base import Registers, SegmentCache
 from pyxen.cpu.unicorn import layout
-from pyxen.cpu.unicorn.layout import FLAG_IF, FLAGS_GUEST
+from pyxen.cpu.unicorn.layout import FLAG_IF, FLAG_RF, FLAGS_GUEST
 from pyxen.types import U32, U64
 
 # What the processor really has in CS and SS while the guest kernel runs, and what it is shown.
@@ -33,6 +33,8 @@ FLAT_LIMIT: Final = 0xFFFF_FFFF
 _ALWAYS_ONE: Final = 1 << 1
 _EFLAGS: Final = layout.EFLAGS >> 3
 _HFLAGS: Final = layout.HFLAGS >> 2
+_DR7: Final = (layout.DR >> 3) + 7
+DR7_ENABLED: Final = 0xFF
 _KERNEL_CPL: Final = 1
 _USER_CPL: Final = 3
 
@@ -89,7 +91,12 @@ class UnicornRegisters(Registers):
 
     @rflags.setter
     def rflags(self, value: int) -> None:
-        self.words[_EFLAGS] = (value & FLAGS_GUEST) | FLAG_IF | _ALWAYS_ONE
+        flags = (value & FLAGS_GUEST) | FLAG_IF | _ALWAYS_ONE
+        if value & FLAG_RF and self.words[_DR7] & DR7_ENABLED:
+            # Only breakpoints look at RF, and it makes translations of its own.
+            flags |= FLAG_RF
+            self.dwords[_HFLAGS] |= layout.HF_ONE_INSTRUCTION
+        self.words[_EFLAGS] = flags
 
     def gpr(self, index: int) -> int:
         return self.words[index & 15]
@@ -117,13 +124,41 @@ class UnicornRegisters(Registers):
         self.set_segment(layout.SS, KERNEL_SS, 0, FLAT_LIMIT, DATA | level)
         self._set_mode(_KERNEL_CPL, long_mode=True)
 
-    def enter_user_mode(self, cs: int, ss: int, *, long_mode: bool) -> None:
-        """Guest user mode with flat CS and SS under these selectors."""
+    def enter_user_mode(
+        self,
+        cs: int,
+        ss: int,
+        *,
+        long_mode: bool,
+        code: SegmentCache | None = None,
+        stack: SegmentCache | None = None,
+    ) -> None:
+        """Guest user mode with CS and SS as given, flat by default."""
         level = _USER_CPL << DPL_SHIFT
-        code = CODE_64 if long_mode else CODE_32
-        self.set_segment(layout.CS, (cs & 0xFFFF) | 3, 0, FLAT_LIMIT, code | level)
-        self.set_segment(layout.SS, (ss & 0xFFFF) | 3, 0, FLAT_LIMIT, DATA | level)
-        self._set_mode(_USER_CPL, long_mode=long_mode)
+        code = code or SegmentCache(0, FLAT_LIMIT, CODE_64 if long_mode else CODE_32)
+        stack = stack or SegmentCache(0, FLAT_LIMIT, DATA)
+        self.set_segment(
+            layout.CS, (cs & 0xFFFF) | 3, code.base, code.limit, code.attributes | level
+        )
+        self.set_segment(
+            layout.SS, (ss & 0xFFFF) | 3, stack.base, stack.limit, stack.attributes | level
+        )
+        if code.attributes & _LONG:
+            self._set_mode(_USER_CPL, long_mode=True)
+        else:
+            self._set_compatibility_mode(code.attributes, stack.attributes)
+
+    @property
+    def long_mode(self) -> bool:
+        """Whether the processor executes 64-bit code."""
+        return bool(self.dwords[_HFLAGS] & layout.HF_CS64)
+
+    @property
+    def code_base(self) -> int:
+        """The base of CS, which counts in compatibility mode only."""
+        if self.long_mode:
+            return 0
+        return self.words[(_segment(layout.CS) + 2) >> 1]
 
     def set_segment(
         self, segment: int, selector: int, base: int, limit: int, attributes: int
@@ -157,6 +192,17 @@ class UnicornRegisters(Registers):
         flags = self.dwords[_HFLAGS] & ~(layout.HF_CPL | layout.HF_CS64 | layout.HF_ADDSEG)
         flags |= level | layout.HF_LMA | layout.HF_CS32 | layout.HF_SS32
         self.dwords[_HFLAGS] = flags | layout.HF_CS64 if long_mode else flags
+
+    def _set_compatibility_mode(self, code: int, stack: int) -> None:
+        """16- or 32-bit user code. Bases of ES, SS and DS are looked at where one is not 0."""
+        clear = layout.HF_CPL | layout.HF_CS64 | layout.HF_CS32 | layout.HF_SS32 | layout.HF_ADDSEG
+        flags = self.dwords[_HFLAGS] & ~clear | _USER_CPL | layout.HF_LMA
+        flags |= layout.HF_CS32 if code & _DB else 0
+        flags |= layout.HF_SS32 if stack & _DB else 0
+        bases = (self.segment(index)[1] for index in (layout.ES, layout.SS, layout.DS))
+        if not code & _DB or any(bases):
+            flags |= layout.HF_ADDSEG
+        self.dwords[_HFLAGS] = flags
 
 
 def _segment(segment: int) -> int:

@@ -1,6 +1,6 @@
 """A page of machine code for what must not be done in Python.
 
-Unicorn calls back for IN, OUT and SYSENTER, and goes on in the middle of a translated block
+Unicorn calls back for IN, OUT and CPUID, and goes on in the middle of a translated block
 afterwards. To make the instruction fault instead, the callback has to leave by
 longjmp, which may not cross Python's frames. Each of these is a handful of instructions, so they
 are written down here; no compiler is needed. RDTSC is here because Python has no other way to it.
@@ -35,36 +35,47 @@ def _general_protection(env_to_rdi: bytes) -> bytes:
     )  # fmt: skip
 
 
-def _port_in() -> bytes:
-    """uint32_t (uc=rdi, port=esi, size=edx, env=rcx): all ones, or #GP in user mode."""
-    fault = _general_protection(b"\x48\x89\xcf")  # mov rdi, rcx
+def _port_in(access: int) -> bytes:
+    """uint32_t (uc=rdi, port=esi, size=edx, env=rcx): all ones, or #GP."""
     return (
         b"\x8b\x81" + pack("<I", layout.HFLAGS)  # mov eax, [rcx + hflags]
         + b"\x83\xe0\x03"  # and eax, 3
-        + b"\x83\xf8\x03"  # cmp eax, 3
+        + b"\x48\xbf" + pack("<Q", access)  # mov rdi, access
+        + b"\x80\x3c\x07\x00"  # cmp byte [rdi + rax], 0
         + b"\x74\x06"  # je fault
         + b"\xb8\xff\xff\xff\xff"  # mov eax, -1
         + b"\xc3"  # ret
-        + fault
+        + _general_protection(b"\x48\x89\xcf")  # fault: mov rdi, rcx; ...
     )  # fmt: skip
 
 
-def _port_out() -> bytes:
-    """void (uc=rdi, port=esi, size=edx, value=ecx, env=r8): nothing, or #GP in user mode."""
-    fault = _general_protection(b"\x4c\x89\xc7")  # mov rdi, r8
+def _port_out(access: int) -> bytes:
+    """void (uc=rdi, port=esi, size=edx, value=ecx, env=r8): nothing, or #GP."""
     return (
         b"\x41\x8b\x80" + pack("<I", layout.HFLAGS)  # mov eax, [r8 + hflags]
         + b"\x83\xe0\x03"  # and eax, 3
-        + b"\x83\xf8\x03"  # cmp eax, 3
+        + b"\x48\xbf" + pack("<Q", access)  # mov rdi, access
+        + b"\x80\x3c\x07\x00"  # cmp byte [rdi + rax], 0
         + b"\x74\x01"  # je fault
         + b"\xc3"  # ret
-        + fault
+        + _general_protection(b"\x4c\x89\xc7")  # fault: mov rdi, r8; ...
     )  # fmt: skip
 
 
-def _sysenter() -> bytes:
-    """void (uc=rdi, env=rsi): #GP(0), as with a zero SYSENTER_CS."""
-    return _general_protection(b"\x48\x89\xf7")  # mov rdi, rsi
+def _cpuid(faulting: int) -> bytes:
+    """int (uc=rdi, env=rsi): #GP in user mode while CPUID faulting is on; else 0, not done."""
+    return (
+        b"\x8b\x86" + pack("<I", layout.HFLAGS)  # mov eax, [rsi + hflags]
+        + b"\xf7\xd0"  # not eax
+        + b"\xa8\x03"  # test al, 3
+        + b"\x75\x0f"  # jne kernel
+        + b"\x48\xba" + pack("<Q", faulting)  # mov rdx, faulting
+        + b"\x80\x3a\x00"  # cmp byte [rdx], 0
+        + b"\x75\x03"  # jne fault
+        + b"\x31\xc0"  # kernel: xor eax, eax
+        + b"\xc3"  # ret
+        + _general_protection(b"\x48\x89\xf7")  # fault: mov rdi, rsi; ...
+    )  # fmt: skip
 
 
 def _exec_exit(handle: int, kicked: int) -> bytes:
@@ -90,6 +101,9 @@ _READ_TSC = (
 
 
 _KICKED_AT = 2048
+_PORT_ACCESS_AT = _KICKED_AT + 8
+_CPUID_FAULTING_AT = _PORT_ACCESS_AT + 8
+_KERNEL, _USER = 1, 3
 
 
 class Stubs:
@@ -104,9 +118,9 @@ class Stubs:
         )
         base = ctypes.addressof(ctypes.c_char.from_buffer(page))
         routines = (
-            _port_in(),
-            _port_out(),
-            _sysenter(),
+            _port_in(base + _PORT_ACCESS_AT),
+            _port_out(base + _PORT_ACCESS_AT),
+            _cpuid(base + _CPUID_FAULTING_AT),
             _exec_exit(handle, base + _KICKED_AT),
             _READ_TSC,
         )
@@ -117,10 +131,17 @@ class Stubs:
             code += routine + b"\xcc" * (-len(routine) % 16)
         page[: len(code)] = bytes(code)
         self._page = page
-        self.port_in, self.port_out, self.sysenter, self.exec_exit, read_tsc = (
+        self.port_in, self.port_out, self.cpuid, self.exec_exit, read_tsc = (
             base + offset for offset in offsets
         )
         self.kicked = ctypes.c_uint8.from_buffer(page, _KICKED_AT)
         """Not 0: the next time the inner loop is left, the run ends."""
+        self._port_access = (ctypes.c_uint8 * 4).from_buffer(page, _PORT_ACCESS_AT)
+        self._cpuid_faulting = ctypes.c_uint8.from_buffer(page, _CPUID_FAULTING_AT)
         self.read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(read_tsc)
         """() -> the host's time stamp counter."""
+
+    def allow(self, *, kernel_ports: bool, user_ports: bool, user_cpuid: bool) -> None:
+        """What the guest's modes may do without #GP."""
+        self._port_access[_KERNEL], self._port_access[_USER] = kernel_ports, user_ports
+        self._cpuid_faulting.value = not user_cpuid

@@ -14,8 +14,10 @@ from pyxen.abi.errno import E
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.continuation import work
+from pyxen.hypervisor.hypercall.cpu_state import fpu_taskswitch, set_cr4, set_debugreg
 from pyxen.hypervisor.hypercall.descriptors import load_gdt
 from pyxen.hypervisor.msr import is_canonical
+from pyxen.hypervisor.privilege import update_ports
 from pyxen.hypervisor.trap import EFLAGS_IF, EFLAGS_IOPL
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.frames import FrameType
@@ -31,6 +33,7 @@ _ADDRESSES = (
     *("event_callback_eip", "failsafe_callback_eip", "syscall_callback_eip"),
 )
 _WORK = 256
+CR0_TS = 1 << 3
 
 
 def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
@@ -91,8 +94,15 @@ def _set_registers(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     for name in _GPRS:
         setattr(regs, name, getattr(context.user_regs, name))
     regs.rflags = context.user_regs.rflags & ~EFLAGS_IOPL | EFLAGS_IF
+    target.pv.iopl = context.user_regs.rflags >> 12 & 3
     d.engine.enter_kernel_mode()
     regs.fs_base = context.fs_base
     regs.gs_base = context.gs_base_kernel
     d.engine.set_cr3(target.pv.cr3)
+    fpu_taskswitch(d, target, context.ctrlreg[0] & CR0_TS)
+    set_cr4(d, target, context.ctrlreg[4])
+    for register in (0, 1, 2, 3, 6, 7):
+        with contextlib.suppress(XenError):  # what is refused stays as it was, as in Xen
+            set_debugreg(d, target, register, context.debugreg[register])
+    update_ports(d, target)
     d.engine.select(caller.vcpu_id)

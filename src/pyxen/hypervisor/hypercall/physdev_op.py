@@ -48,6 +48,7 @@ from pyxen.abi.physdev import (
     PhysdevPciDeviceAdd,
     PhysdevPirqEoiGmfn,
     PhysdevRestoreMsi,
+    PhysdevSetIobitmap,
     PhysdevSetupGsi,
     PhysdevUnmapPirq,
     XENIRQSTAT_needs_eoi,
@@ -55,7 +56,9 @@ from pyxen.abi.physdev import (
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.domid import peer_domid
+from pyxen.hypervisor.privilege import update_ports
 from pyxen.hypervisor.vcpu import Vcpu
+from pyxen.memory.pagetable import is_guest_vaddr
 from pyxen.types import U32
 
 NR_GSIS = 24
@@ -74,10 +77,15 @@ def physdev_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
         if iopl > 3:
             raise XenError(E.INVAL, f"iopl {iopl}")
         v.pv.iopl = iopl
+        update_ports(d, v)
         return 0
     if command == PHYSDEVOP_set_iobitmap:
-        if d.space.read_u32(argument + 8) > _MAX_IO_PORTS:
-            raise XenError(E.INVAL, "more than 65536 ports")
+        bitmap = PhysdevSetIobitmap.unpack(d.space.read(argument, PhysdevSetIobitmap.SIZE))
+        if bitmap.nr_ports > _MAX_IO_PORTS or not is_guest_vaddr(
+            bitmap.bitmap, bitmap.nr_ports + 7 >> 3
+        ):
+            raise XenError(E.INVAL, f"{bitmap.nr_ports} ports, bitmap at {bitmap.bitmap:#x}")
+        v.arch.io_bitmap, v.arch.io_ports = bitmap.bitmap, bitmap.nr_ports
         return 0
     command &= U32
     handler = _COMMANDS.get(command)

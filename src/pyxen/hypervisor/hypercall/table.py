@@ -18,6 +18,7 @@ from pyxen.hypervisor.hypercall import cpu_state as cpu
 from pyxen.hypervisor.hypercall import descriptors as desc
 from pyxen.hypervisor.hypercall import mmu_update as mmu
 from pyxen.hypervisor.hypercall import privileged
+from pyxen.hypervisor.hypercall.callback_op import callback_op, nmi_op, set_callbacks
 from pyxen.hypervisor.hypercall.console_io import console_io
 from pyxen.hypervisor.hypercall.continuation import Continue, exhausted, work
 from pyxen.hypervisor.hypercall.event_channel_op import event_channel_op, event_channel_op_compat
@@ -121,7 +122,7 @@ ROWS = (
     _done(1, "mmu_update", mmu.mmu_update, "ureqs count pdone domid"),
     _done(2, "set_gdt", desc.set_gdt, "frame_list entries"),
     _done(3, "stack_switch", cpu.stack_switch, "ss esp"),
-    _done(4, "set_callbacks", cpu.set_callbacks, "event failsafe syscall"),
+    _done(4, "set_callbacks", set_callbacks, "event failsafe syscall"),
     _done(5, "fpu_taskswitch", cpu.fpu_taskswitch, "set"),
     _done(6, "sched_op_compat", sched_op_compat, "cmd arg"),
     _refused(7, "platform_op", "only for domain 0", privileged.platform_op, "op"),
@@ -154,15 +155,13 @@ ROWS = (
         "va val flags domid",
     ),
     _done(IRET, "iret", _iret_in_table, ""),
-    _partial(24, "vcpu_op", vcpu_op, "cmd vcpuid arg", "no send_nmi"),
+    _done(24, "vcpu_op", vcpu_op, "cmd vcpuid arg"),
     _done(25, "set_segment_base", cpu.set_segment_base, "which base"),
     _done(26, "mmuext_op", mmuext_op, "uops count pdone domid"),
     _refused(27, "xsm_op", "no security module is loaded", E.NOSYS),
-    _partial(28, "nmi_op", cpu.nmi_op, "cmd arg", "NMIs are not delivered"),
+    _done(28, "nmi_op", nmi_op, "cmd arg"),
     _done(29, "sched_op", sched_op, "cmd arg"),
-    _partial(
-        30, "callback_op", cpu.callback_op, "cmd arg", "no sysenter and 32-bit syscall: int 0x80"
-    ),
+    _done(30, "callback_op", callback_op, "cmd arg"),
     _refused(
         31,
         "xenoprof_op",
@@ -173,7 +172,7 @@ ROWS = (
     _partial(
         32, "event_channel_op", event_channel_op, "cmd arg", "no channels to other guests yet"
     ),
-    _partial(33, "physdev_op", physdev_op, "cmd arg", "the I/O bitmap has no effect"),
+    _done(33, "physdev_op", physdev_op, "cmd arg"),
     _done(34, "hvm_op", hvm_op, "op arg"),
     _refused(35, "sysctl", "only for domain 0", privileged.sysctl, "op"),
     _refused(36, "domctl", "only for domain 0", privileged.domctl, "op"),

@@ -219,7 +219,12 @@ def _refuse(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
 
 
 def _send_nmi(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
-    raise XenError(E.NOSYS, "NMIs are not delivered yet")
+    if argument:
+        raise XenError(E.INVAL, "send_nmi takes no argument")
+    target.arch.nmi_pending = True
+    if target.blocked:
+        d.unblock(target)
+    return 0
 
 
 _COMMANDS: dict[int, Callable[[Domain, Vcpu, Vcpu, int], int]] = {

@@ -16,6 +16,7 @@ from pyxen.abi.xen import (
 )
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.privilege import update_ports
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
 from pyxen.types import PAGE_SHIFT, U32
@@ -46,6 +47,8 @@ def vm_assist(d: Domain, v: Vcpu, command: int, kind: int) -> int:
         d.vm_assists.add(kind)
     else:
         d.vm_assists.discard(kind)
+    d.pv.architectural_iopl = int(VMASST_TYPE_architectural_iopl in d.vm_assists)
+    update_ports(d, v)
     if kind == VMASST_TYPE_m2p_strict:
         _show_m2p(d, strict=command == VMASST_CMD_enable)
     return 0

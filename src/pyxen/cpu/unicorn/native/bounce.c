@@ -5,6 +5,7 @@
 
 #define FLAT_KERNEL_CS_SHOWN 0xe030u
 #define FLAT_KERNEL_SS 0xe02bu
+#define FLAT_USER_CS32 0xe023u
 #define FLAT_USER_CS64 0xe033u
 #define FLAT_USER_SS64 0xe02bu
 #define VGCF_in_syscall 0x100u
@@ -14,6 +15,7 @@
 #define VCPU_INFO_CR2 16
 #define VCPU_INFO_BYTES 64
 #define PAGE_FAULT 14
+#define KERNEL_IOPL 1
 #define OPCODE_CLI 0xfa
 #define OPCODE_STI 0xfb
 #define DESCRIPTOR_WINDOW 0xffff820000000000ull
@@ -61,11 +63,11 @@ bool bounce(struct hot *h, const struct bounce *b)
     u64 size = b->has_error ? 64 : 56;
     u64 top = (stack & ~15ull) - size;
     u8 *frame = guest_range(h, top, size, true);
-    if (!frame || !info)
+    if (!frame || !info || h->domain[DOM_ARCHITECTURAL_IOPL])
         return false;
     /* COMMIT */
     u8 mask = info[UPCALL_MASK];
-    u64 flags = get_flags(h);
+    u64 flags = get_flags(h) & ~(u64)(b->syscall ? FLAG_RF : 0);
     u64 shown = (flags & ~(u64)(FLAG_IF | FLAG_IOPL)) | (mask ? 0 : FLAG_IF);
     u64 rcx = b->syscall ? get_rip(h) : env[RCX];
     u64 r11 = b->syscall ? flags : env[R11];
@@ -90,7 +92,7 @@ bool bounce(struct hot *h, const struct bounce *b)
         info[UPCALL_MASK] = 1;
     env[RSP] = top;
     set_rip(h, b->address);
-    set_flags(h, flags & ~CLEARED_ON_ENTRY);
+    set_flags(h, flags & ~(CLEARED_ON_ENTRY | (b->syscall ? FLAG_DF : 0)));
     return true;
 }
 
@@ -98,54 +100,92 @@ bool guest_syscall(struct hot *h)
 {
     struct bounce b = {.address = h->vcpu[PV_SYSCALL_CALLBACK], .syscall = true};
     b.mask_events = h->vcpu[PV_SYSCALL_CALLBACK_FLAGS] & CALLBACKF_mask_events;
-    if (!b.address || !bounce(h, &b))
+    bool long_mode = env32(h)[D_HFLAGS] & HF_CS64;
+    if (!b.address || !long_mode || !bounce(h, &b))
         return false;
     count(h, DOM_COUNT_SYSCALL);
     return true;
 }
 
-/* Whether a user code selector names 64-bit code: anything else is the slow path's. */
-static bool is_long_mode_code(const struct hot *h, u64 cs)
+static bool descriptor(const struct hot *h, u64 selector, u64 *found)
 {
     u64 maddr;
+    if (selector & 4 || !translate(h, h->env[Q_GDT_BASE] + (selector & 0xfff8), false, &maddr))
+        return false;
+    *found = *maddr_to_word(h, maddr);
+    return true;
+}
+
+/* Whether a user selector names 64-bit code: anything else is the slow path's. */
+static bool is_long_mode_code(const struct hot *h, u64 cs)
+{
+    u64 found;
     if (cs == FLAT_USER_CS64)
         return true;
-    if (cs & 4 || !translate(h, h->env[Q_GDT_BASE] + (cs & 0xfff8), false, &maddr))
+    /* P, DPL 3, S, code, not conforming | L, not D */
+    return cs & 0xfffc && descriptor(h, cs, &found) && (found >> 40 & 0xfc) == 0xf8 &&
+           (found >> 52 & 6) == 2;
+}
+
+static bool is_user_stack(const struct hot *h, u64 ss)
+{
+    u64 found;
+    if (ss == FLAT_USER_SS64)
+        return true;
+    /* P, DPL 3, S, data, writable */
+    return ss & 0xfffc && descriptor(h, ss, &found) && (found >> 40 & 0xfa) == 0xf2;
+}
+
+static bool is_canonical(u64 vaddr)
+{
+    return (u64)((s64)(vaddr << 16) >> 16) == vaddr;
+}
+
+/* What Xen's own IRETQ or SYSRETQ would take without a fault and without a trap afterwards. */
+static bool is_plain_return(const struct hot *h, const u64 *context)
+{
+    u64 rip = context[4], cs = context[5] & 0xffff, flags = context[6], ss = context[8] & 0xffff;
+    bool to_user = (cs & 3) == 3, sysret = context[3] & VGCF_in_syscall;
+    if (!is_canonical(rip) || flags & FLAG_TF || (flags & FLAG_RF && h->env[Q_DR7] & 0xff))
         return false;
-    u64 descriptor = *maddr_to_word(h, maddr);
-    /* P, DPL 3, S, code | L, not D */
-    return (descriptor >> 40 & 0xf8) == 0xf8 && (descriptor >> 52 & 6) == 2;
+    if (to_user && !h->vcpu[PV_USER_CR3])
+        return false;
+    if (sysret)
+        return cs != FLAT_USER_CS32;
+    if (!to_user)
+        return cs == FLAT_KERNEL_CS_SHOWN && (ss | 3) == FLAT_KERNEL_SS;
+    return is_long_mode_code(h, cs) && is_user_stack(h, ss | 3);
 }
 
 bool iret(struct hot *h)
 {
     u8 *info = vcpu_info(h);
     u8 *context = guest_range(h, h->env[RSP], 72, false);
-    if (!context || !info)
+    if (!context || !info || h->vcpu[PV_NMI_MASKED] || h->domain[DOM_ARCHITECTURAL_IOPL])
         return false;
     u64 k[9];
     memcpy(k, context, sizeof k);
-    u64 rax = k[0], r11 = k[1], rcx = k[2], how = k[3], rip = k[4], cs = k[5] & 0xffff;
-    u64 flags = k[6], rsp = k[7], ss = k[8] & 0xffff;
-    bool to_user = (cs & 3) == 3;
-    /* With the trap flag the translator would step before the first instruction. */
-    if (flags & FLAG_TF)
-        return false;
-    if (to_user && (!h->vcpu[PV_USER_CR3] || !is_long_mode_code(h, cs)))
+    if (!is_plain_return(h, k))
         return false;
     /* COMMIT */
     u64 *env = h->env;
-    if (to_user) {
+    u64 rip = k[4], cs = k[5] & 0xffff, flags = k[6], ss = k[8] & 0xffff;
+    bool sysret = k[3] & VGCF_in_syscall;
+    if ((cs & 3) == 3) {
         h->vcpu[PV_GS_BASE_KERNEL] = env[Q_GS_BASE];
         env[Q_GS_BASE] = h->vcpu[PV_GS_BASE_USER];
-        set_level(h, (u32)cs, (u32)ss | 3, USER_CPL);
+        if (sysret)
+            set_level(h, FLAT_USER_CS64, FLAT_USER_SS64, USER_CPL);
+        else
+            set_level(h, (u32)cs, (u32)ss | 3, USER_CPL);
     }
+    u64 kept = (flags & ~(u64)(FLAG_IOPL | FLAG_VM)) | FLAG_IF;
     set_rip(h, rip);
-    env[RSP] = rsp;
-    env[RAX] = rax;
-    env[RCX] = how & VGCF_in_syscall ? rip : rcx;
-    env[R11] = how & VGCF_in_syscall ? flags : r11;
-    set_flags(h, flags & ~(u64)(FLAG_IOPL | FLAG_VM | FLAG_NT));
+    env[RSP] = k[7];
+    env[RAX] = k[0];
+    env[RCX] = sysret ? rip : k[2];
+    env[R11] = sysret ? kept : k[1];
+    set_flags(h, kept);
     info[UPCALL_MASK] = flags & FLAG_IF ? 0 : 1;
     count(h, DOM_COUNT_IRET);
     return true;
@@ -160,6 +200,8 @@ bool page_fault(struct hot *h, u64 error_code, u64 vaddr)
     b.mask_events = h->vcpu[PV_TRAPS_FLAGS + PAGE_FAULT] & TRAP_MASK_EVENTS;
     if (vaddr >= DESCRIPTOR_WINDOW && vaddr < DESCRIPTOR_WINDOW_END && !(error_code & FAULT_USER))
         return false;
+    if (user_mode(h))
+        b.error_code |= FAULT_USER;
     bool write_protected = (error_code & (FAULT_PRESENT_WRITE | FAULT_USER)) == FAULT_PRESENT_WRITE;
     if (!user_mode(h) && write_protected) {
         enum page_table_write outcome = page_table_write(h, vaddr);
@@ -178,6 +220,8 @@ bool general_protection(struct hot *h)
 {
     const u8 *code = guest_range(h, get_rip(h), 1, false);
     if (user_mode(h) || !code || (*code != OPCODE_CLI && *code != OPCODE_STI))
+        return false;
+    if (h->vcpu[PV_IOPL] < KERNEL_IOPL || get_flags(h) & FLAG_TF)
         return false;
     set_rip(h, get_rip(h) + 1);
     count(h, DOM_COUNT_TRAP);

@@ -25,7 +25,8 @@ HOT_API void hot_on_syscall(void *uc, void *user_data)
     struct hot *h = user_data;
     (void)uc;
     bool user = user_mode(h);
-    if (is_hot(h)) {
+    /* A step over a hypercall ends with #DB: exception.py. */
+    if (is_hot(h) && (user || !(h->env[Q_EFLAGS] & FLAG_TF))) {
         h->skew = 2;
         bool done = user ? guest_syscall(h) : hypercall(h);
         if (done)
@@ -37,6 +38,12 @@ HOT_API void hot_on_syscall(void *uc, void *user_data)
     record(h, user ? EXIT_GUEST_SYSCALL : EXIT_HYPERCALL);
 }
 
+HOT_API void hot_on_sysenter(void *uc, void *user_data)
+{
+    (void)uc;
+    record(user_data, EXIT_SYSENTER);
+}
+
 HOT_API void hot_on_exception(void *uc, u32 vector, void *user_data)
 {
     struct hot *h = user_data;
@@ -46,9 +53,10 @@ HOT_API void hot_on_exception(void *uc, u32 vector, void *user_data)
     env_d[D_OLD_EXCEPTION] = (u32)-1;
     bool software = env_d[D_EXCEPTION_IS_INT] != 0;
     u64 error_code = env_d[D_ERROR_CODE], vaddr = h->env[Q_CR2];
-    if (!software && is_hot(h)) {
+    /* HF_STEP: the engine has to take back what it did for a watchpoint. */
+    if (!software && is_hot(h) && !(env_d[D_HFLAGS] & HF_STEP)) {
         bool done = (vector == PAGE_FAULT && page_fault(h, error_code, vaddr)) ||
-                    (vector == GENERAL_PROTECTION && general_protection(h));
+                    (vector == GENERAL_PROTECTION && !error_code && general_protection(h));
         if (done) {
             deliver_events(h);
             return;

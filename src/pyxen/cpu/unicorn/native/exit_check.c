@@ -25,6 +25,8 @@
 #define TCG_COND_LT 2
 #define TCG_TYPE_I32 0
 #define TB_EXIT_REQUESTED 3
+#define OP_FIRST_ARGUMENT 3 /* of struct TCGOp, in words: behind the opcode and two links */
+#define OP_WORDS 14
 #define ICOUNT_DECR_FROM_ENV (-16)
 
 __thread bool exit_check_active;
@@ -43,6 +45,7 @@ static struct {
     void (*op3)(void *ctx, int op, u64 a, u64 b, u64 c);
     void *(*temp_new)(void *ctx, int type, int local);
     void (*temp_free)(void *ctx, void *temp);
+    void *(*emit_op)(void *ctx, int op);
     bool installed;
 } tcg;
 
@@ -51,6 +54,7 @@ static __thread void *label;
 static __thread void *known_ctx;
 static __thread void *known_env;
 static __thread u64 emitted;
+static __thread u64 *last_op;
 
 static void check_in_line(u8 *ctx)
 {
@@ -60,6 +64,81 @@ static void check_in_line(u8 *ctx)
     tcg.brcondi_i32(ctx, TCG_COND_LT, (void *)(temp - ctx), 0, label);
     tcg.temp_free(ctx, temp);
     emitted++;
+}
+
+/* Far calls, far returns and IRET use the stack with a supervisor's rights, in user mode too: so a
+ * user could write to the kernel. A stack of user mode is in the lower half, or it is a page fault.
+ * The originals find out where they were called from by their return address: these must jump.
+ */
+#define LOWER_HALF_END (1ull << 47)
+#define STACK_USE 64
+#define PAGE_FAULT 14
+#define FAULT_USER_PRESENT 5
+#define FAULT_WRITE 2
+
+static struct {
+    void (*lcall)(u64 *env, int cs, u64 rip, int shift, u64 next);
+    void (*lret)(u64 *env, int shift, int addend);
+    void (*iret)(u64 *env, int shift, int next);
+    void (*raise)(u64 *env, int vector, int error_code, u64 host_pc);
+} far;
+
+static bool is_kernels_stack(const u64 *env)
+{
+    bool user = (((const u32 *)env)[D_HFLAGS] & HF_CPL) == USER_CPL;
+    bool long_mode = ((const u32 *)env)[D_HFLAGS] & HF_CS64;
+    return user && long_mode && env[RSP] - STACK_USE >= LOWER_HALF_END - 2 * STACK_USE;
+}
+
+static void stack_fault(u64 *env, int write, void *host_pc)
+{
+    env[Q_CR2] = write ? env[RSP] - 8 : env[RSP];
+    far.raise(env, PAGE_FAULT, FAULT_USER_PRESENT | write, (u64)host_pc);
+}
+
+static void my_lcall(u64 *env, int cs, u64 rip, int shift, u64 next)
+{
+    if (UNLIKELY(is_kernels_stack(env)))
+        stack_fault(env, FAULT_WRITE, __builtin_return_address(0));
+    far.lcall(env, cs, rip, shift, next);
+}
+
+static void my_lret(u64 *env, int shift, int addend)
+{
+    if (UNLIKELY(is_kernels_stack(env)))
+        stack_fault(env, 0, __builtin_return_address(0));
+    far.lret(env, shift, addend);
+}
+
+static void my_iret(u64 *env, int shift, int next)
+{
+    if (UNLIKELY(is_kernels_stack(env)))
+        stack_fault(env, 0, __builtin_return_address(0));
+    far.iret(env, shift, next);
+}
+
+static void *guarded(void *function)
+{
+    if (function == (void *)far.lcall)
+        return (void *)my_lcall;
+    if (function == (void *)far.lret)
+        return (void *)my_lret;
+    return function == (void *)far.iret ? (void *)my_iret : function;
+}
+
+/* The translator knows its helpers by a table, so it is only told of the original: what it has put
+ * down is changed afterwards. */
+static void *my_emit_op(void *ctx, int op)
+{
+    last_op = tcg.emit_op(ctx, op);
+    return last_op;
+}
+
+static void redirect(const void *from, const void *to)
+{
+    for (int i = OP_FIRST_ARGUMENT; i < OP_WORDS; i++)
+        if (last_op[i] == (u64)from)
+            last_op[i] = (u64)to;
 }
 
 static void my_call_n(void *ctx, void *function, void *result, int n, void **args)
@@ -77,6 +156,8 @@ static void my_call_n(void *ctx, void *function, void *result, int n, void **arg
         known_env = args[0];
     }
     tcg.call_n(ctx, function, result, n, args);
+    if (exit_check_active && guarded(function) != function)
+        redirect(function, guarded(function));
 }
 
 static void my_exit_tb(void *ctx, const void *tb, unsigned index)
@@ -175,6 +256,11 @@ static bool find_functions(void *library)
         {(void **)&tcg.op3, "tcg_gen_op3_x86_64"},
         {(void **)&tcg.temp_new, "tcg_temp_new_internal_x86_64"},
         {(void **)&tcg.temp_free, "tcg_temp_free_internal_x86_64"},
+        {(void **)&tcg.emit_op, "tcg_emit_op_x86_64"},
+        {(void **)&far.lcall, "helper_lcall_protected_x86_64"},
+        {(void **)&far.lret, "helper_lret_protected_x86_64"},
+        {(void **)&far.iret, "helper_iret_protected_x86_64"},
+        {(void **)&far.raise, "raise_exception_err_ra_x86_64"},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         *wanted[i].where = dlsym(library, wanted[i].name);
@@ -201,7 +287,8 @@ HOT_API const char *hot_install_exit_check(const char *path)
         return "the library is not the known build";
     void **call_slot = find_slot(map, "tcg_gen_callN_x86_64");
     void **exit_slot = find_slot(map, "tcg_gen_exit_tb_x86_64");
-    if (!call_slot || !exit_slot)
+    void **emit_slot = find_slot(map, "tcg_emit_op_x86_64");
+    if (!call_slot || !exit_slot || !emit_slot)
         return "the library's linkage table is of another shape";
     const char *refusal = install_softmmu(map, library);
     if (refusal)
@@ -209,6 +296,7 @@ HOT_API const char *hot_install_exit_check(const char *path)
     /* COMMIT */
     *call_slot = (void *)my_call_n;
     *exit_slot = (void *)my_exit_tb;
+    *emit_slot = (void *)my_emit_op;
     tcg.installed = true;
     return NULL;
 }

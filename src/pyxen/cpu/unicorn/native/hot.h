@@ -18,7 +18,14 @@
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-enum exit_kind { EXIT_NONE, EXIT_HYPERCALL, EXIT_GUEST_SYSCALL, EXIT_TRAP, EXIT_INVALID_OPCODE };
+enum exit_kind {
+    EXIT_NONE,
+    EXIT_HYPERCALL,
+    EXIT_GUEST_SYSCALL,
+    EXIT_TRAP,
+    EXIT_INVALID_OPCODE,
+    EXIT_SYSENTER,
+};
 
 /* One engine. The fields up to `stop` are filled in by ../native.py (class Hot), in this order. */
 struct hot {

@@ -35,9 +35,12 @@ static bool is_canonical(u64 vaddr)
 static enum outcome set_segment_base(struct hot *h, u64 which, u64 base, s64 *result)
 {
     if (which == SEGBASE_GS_USER_SEL) {
+        u32 *segment = env32(h) + D_GS;
         if (base & 0xffff & ~3ull)
             return SLOW;
         h->vcpu[PV_GS_BASE_USER] = 0;
+        segment[0] = base & 3;
+        segment[D_SEGMENT_LIMIT] = segment[D_SEGMENT_FLAGS] = 0;
     } else if (!is_canonical(base)) {
         return SLOW;
     } else if (which == SEGBASE_FS) {

@@ -26,6 +26,7 @@ enum {
     Q_CR0 = 53,
     Q_CR2 = 55,
     Q_CR3 = 56,
+    Q_DR7 = 5400 / 8 + 7,
 };
 
 enum {
@@ -34,6 +35,7 @@ enum {
     D_HFLAGS = 44,
     D_CS = 52,
     D_SS = 58,
+    D_GS = 76,
     D_SEGMENT_LIMIT = 4,
     D_SEGMENT_FLAGS = 5,
     D_ERROR_CODE = 5384 / 4,
@@ -44,6 +46,7 @@ enum {
 enum { CC_OP_EFLAGS = 1 };
 
 #define HF_CPL 3u
+#define HF_STEP (1u << 8)
 #define HF_CS32 (1u << 4)
 #define HF_SS32 (1u << 5)
 #define HF_ADDSEG (1u << 6)
