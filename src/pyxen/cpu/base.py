@@ -47,17 +47,26 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
+class Spinning:
+    """The guest executed PAUSE again and again; the state is at an instruction boundary.
+
+    An engine need not notice.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFailure:
     """The engine cannot go on with this guest (for instance a fetch from unmapped memory)."""
 
     reason: str
 
 
-Exit: TypeAlias = Hypercall | GuestSyscall | Trap | Preempted | EngineFailure
+Exit: TypeAlias = Hypercall | GuestSyscall | Trap | Preempted | Spinning | EngineFailure
 
 HYPERCALL: Final = Hypercall()
 GUEST_SYSCALL: Final = GuestSyscall()
 PREEMPTED: Final = Preempted()
+SPINNING: Final = Spinning()
 
 
 @dataclass(frozen=True, slots=True)

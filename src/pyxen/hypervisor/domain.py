@@ -12,6 +12,7 @@ from pyxen.cpu.pvstate import PvDomain
 from pyxen.hypervisor.evtchn import EventChannels
 from pyxen.hypervisor.grant import GrantTable
 from pyxen.hypervisor.reservation import Reservation
+from pyxen.hypervisor.sched import Scheduler
 from pyxen.hypervisor.time import SystemTime
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.memory import layout
@@ -62,6 +63,7 @@ class Domain:
         self.frames.give_to_domain(layout.SHARED_INFO)
         self.pv = self._pv_domain()
         self.vcpus: dict[VcpuId, Vcpu] = {}
+        self.sched = Scheduler(self.vcpus.values())
         self.events = EventChannels(memory, self.shared_info, self.vcpus)
         self.grants = GrantTable(memory, self.frames)
         self.vm_assists: set[int] = set()
@@ -70,7 +72,6 @@ class Domain:
         self.pause_count = 0
         self.shutdown_code = ShutdownReason.POWEROFF
         self.watchdogs: dict[int, int] = {}
-        self.yielded = False
         self.work_left = 0
         self.timers_changed = False
         self.last_words = b""
@@ -123,7 +124,11 @@ class Domain:
         vcpu.poll_ports = ()
         vcpu.poll_deadline_ns = 0
         vcpu.blocked = False
-        vcpu.runstate.enter(RunState.RUNNABLE, self.time.now_ns())
+        now = self.time.now_ns()
+        vcpu.runstate.enter(RunState.RUNNABLE if vcpu.up else RunState.OFFLINE, now)
+        if vcpu.up:
+            self.sched.wake(vcpu, now)
+            self.timers_changed = True
 
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest is over; what happens next is the tool stack's business."""

@@ -66,6 +66,10 @@ class Vcpu:
         self.gdt_frames: tuple[int, ...] = ()
         self.task_switched = False
         self.cpu_time_ns = 0
+        self.virtual_ns = 0
+        """Its account with the scheduler: time that it had, moved when it wakes up."""
+        self.last_turn = 0
+        """Number of its last turn, counted over all vCPUs."""
 
     @property
     def runnable(self) -> bool:

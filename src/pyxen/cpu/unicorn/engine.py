@@ -15,6 +15,7 @@ from typing import Final
 
 from pyxen.cpu.base import (
     PREEMPTED,
+    SPINNING,
     Capabilities,
     CpuidPolicy,
     CpuState,
@@ -32,6 +33,7 @@ from pyxen.memory.layout import LDT_OFFSET, gdt_vaddr
 from pyxen.types import PAGE_SHIFT, VcpuId
 
 TRANSLATION_BUFFER_BYTES: Final = 64 << 20
+PAUSES_OF_A_SPIN: Final = 16
 
 CR0_GUEST: Final = 0x8001_0033
 """PG, WP, NE, ET, MP, PE."""
@@ -170,6 +172,7 @@ class UnicornEngine(Engine):
 
     def run(self) -> Exit:
         self._stubs.kicked.value = 0
+        self._stubs.pauses_left.value = PAUSES_OF_A_SPIN
         error = self._hooks.run()
         why = self._hooks.take()
         if why is not None:
@@ -177,7 +180,7 @@ class UnicornEngine(Engine):
         if error:
             return EngineFailure(library.strerror(error))
         if self._stop_request.value:
-            return PREEMPTED
+            return PREEMPTED if self._stubs.kicked.value else SPINNING
         return EngineFailure("the translator stopped without a reason")
 
     def kick(self) -> None:
