@@ -198,7 +198,7 @@ class Engine(ABC):
 
     @abstractmethod
     def set_cr3(self, maddr: int) -> None:
-        """Use the top-level page table at this machine address, and forget all translations."""
+        """Use the top-level page table at this machine address; the vCPU's translations go."""
 
     @abstractmethod
     def set_task_switched(self, on: bool) -> None:
@@ -217,12 +217,15 @@ class Engine(ABC):
         """DR0-DR3, DR6, DR7."""
 
     @abstractmethod
-    def flush_tlb(self) -> None:
-        """Forget all cached translations of guest virtual addresses."""
+    def flush_tlb(self, *, everywhere: bool = True) -> None:
+        """Forget all cached translations of guest virtual addresses.
+
+        everywhere: those of all vCPUs; else at least those of the selected one.
+        """
 
     @abstractmethod
-    def flush_page(self, vaddr: int) -> None:
-        """Forget the cached translation of one page."""
+    def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
+        """Forget the cached translation of one page; `everywhere` as in flush_tlb."""
 
     @abstractmethod
     def code_changed(self, maddr: int, length_bytes: int) -> None:

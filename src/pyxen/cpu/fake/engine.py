@@ -79,6 +79,8 @@ class FakeEngine(Engine):
         self.closed = False
         self.flushes: list[int | None] = []
         """One item a flush: the page's address, or None for everything."""
+        self.flushes_everywhere = 0
+        """How many of them were for all vCPUs."""
         self.code_changes: list[tuple[int, int]] = []
         self.vcpus: dict[VcpuId, _Vcpu] = {}
         self.selected: VcpuId | None = None
@@ -141,11 +143,13 @@ class FakeEngine(Engine):
     def debug_register(self, index: int) -> int:
         return self.vcpu.debug_registers[index]
 
-    def flush_tlb(self) -> None:
+    def flush_tlb(self, *, everywhere: bool = True) -> None:
         self.flushes.append(None)
+        self.flushes_everywhere += everywhere
 
-    def flush_page(self, vaddr: int) -> None:
+    def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
         self.flushes.append(vaddr)
+        self.flushes_everywhere += everywhere
 
     def code_changed(self, maddr: int, length_bytes: int) -> None:
         self.code_changes.append((maddr, length_bytes))

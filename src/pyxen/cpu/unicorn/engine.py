@@ -4,7 +4,7 @@
 
 The guest kernel runs at privilege level 1 and its user at 3, so that the translator's TLB keeps
 them apart and one top-level page table serves both. The state of the vCPUs that are not selected
-is parked as bytes; to select one is two copies and a flush.
+is parked as bytes; to select one is two copies, and a flush where native code cannot park the TLB.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ class UnicornEngine(Engine):
         ctypes.memmove(self._env, coming, layout.STATE_BYTES)
         self._selected = vcpu_id
         self._hooks.select(vcpu_id)
-        self.flush_tlb()
+        if going is None or not self._hooks.change_tlb(going, vcpu_id):
+            self._lib.tlb_flush_x86_64(self._cpu)
 
     def share(self, domain: PvDomain, vcpu_id: VcpuId, state: PvState) -> None:
         self._hooks.share(domain, vcpu_id, state)
@@ -203,7 +204,7 @@ class UnicornEngine(Engine):
 
     def set_cr3(self, maddr: int) -> None:
         self.regs.words[layout.CR3 >> 3] = maddr
-        self.flush_tlb()
+        self._lib.tlb_flush_x86_64(self._cpu)
 
     def set_task_switched(self, on: bool) -> None:
         self.regs.set_task_switched(on)
@@ -219,11 +220,15 @@ class UnicornEngine(Engine):
 
     # --- translations -----------------------------------------------------------------------
 
-    def flush_tlb(self) -> None:
+    def flush_tlb(self, *, everywhere: bool = True) -> None:
         self._lib.tlb_flush_x86_64(self._cpu)
+        if everywhere:
+            self._hooks.flushed_everywhere()
 
-    def flush_page(self, vaddr: int) -> None:
+    def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
         self._lib.tlb_flush_page_x86_64(self._cpu, vaddr)
+        if everywhere:
+            self._hooks.flushed_everywhere()
 
     def code_changed(self, maddr: int, length_bytes: int) -> None:
         end = min(maddr + length_bytes, self._memory_bytes)
@@ -240,13 +245,13 @@ class UnicornEngine(Engine):
 
     def load(self, vcpu_id: VcpuId, state: CpuState) -> None:
         snapshot.load(self._registers_of(vcpu_id), state)
-        if vcpu_id == self._selected:
-            self.flush_tlb()
+        self.flush_tlb()
 
     def close(self) -> None:
         handle, self._handle = self._handle, 0
         if handle:
             self._lib.uc_close(handle)
+            self._hooks.close()
 
     def _registers_of(self, vcpu_id: VcpuId) -> UnicornRegisters:
         if vcpu_id == self._selected:

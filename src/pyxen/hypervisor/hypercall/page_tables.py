@@ -108,11 +108,12 @@ def update_va_mapping(d: Domain, v: Vcpu, vaddr: int, value: int, flags: int) ->
     check_entry(d, value, maddr)
     # COMMIT
     d.memory.write_u64(maddr, value)
-    flush = flags & UVMF_FLUSHTYPE_MASK
+    # The rest of the flags says on which vCPUs: UVMF_ALL, or where a list of them is.
+    flush, everywhere = flags & UVMF_FLUSHTYPE_MASK, bool(flags & U64 & ~UVMF_FLUSHTYPE_MASK)
     if flush == UVMF_TLB_FLUSH:
-        d.engine.flush_tlb()
+        d.engine.flush_tlb(everywhere=everywhere)
     elif flush == UVMF_INVLPG:
-        d.engine.flush_page(vaddr)
+        d.engine.flush_page(vaddr, everywhere=everywhere)
     return 0
 
 
@@ -151,9 +152,9 @@ def _extended(d: Domain, v: Vcpu, raw: bytes) -> None:
             _check_own(d, op.arg1)
         v.pv.user_cr3 = op.arg1 << 12
     elif command in (MMUEXT_TLB_FLUSH_LOCAL, MMUEXT_TLB_FLUSH_MULTI, MMUEXT_TLB_FLUSH_ALL):
-        d.engine.flush_tlb()
+        d.engine.flush_tlb(everywhere=command != MMUEXT_TLB_FLUSH_LOCAL)
     elif command in (MMUEXT_INVLPG_LOCAL, MMUEXT_INVLPG_MULTI, MMUEXT_INVLPG_ALL):
-        d.engine.flush_page(op.arg1)
+        d.engine.flush_page(op.arg1, everywhere=command != MMUEXT_INVLPG_LOCAL)
     elif command == MMUEXT_SET_LDT:
         set_ldt(d, v, op.arg1, op.arg2 & U32)
     elif command == MMUEXT_CLEAR_PAGE:

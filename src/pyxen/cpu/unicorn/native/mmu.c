@@ -38,15 +38,18 @@ struct mmuext_op_request {
     u64 arg2;
 };
 
-static void flush_all(struct hot *h)
+/* everywhere: on the other vCPUs, too, which have a TLB of their own (vcpu_tlb.c). */
+static void flush_all(struct hot *h, bool everywhere)
 {
     h->tlb_flush(h->cpu);
+    h->flushes += everywhere;
     count(h, DOM_COUNT_FLUSH_ALL);
 }
 
-static void flush_page(struct hot *h, u64 vaddr)
+static void flush_page(struct hot *h, u64 vaddr, bool everywhere)
 {
     h->tlb_flush_page(h->cpu, vaddr);
+    h->flushes += everywhere;
     count(h, DOM_COUNT_FLUSH_PAGE);
 }
 
@@ -116,12 +119,13 @@ enum outcome update_va_mapping(struct hot *h, const u64 *args, s64 *result)
     /* COMMIT */
     *maddr_to_word(h, maddr) = value;
     count(h, DOM_COUNT_MMU_ENTRY);
+    bool everywhere = args[2] & ~(u64)UVMF_FLUSHTYPE_MASK;
     switch (args[2] & UVMF_FLUSHTYPE_MASK) {
     case UVMF_TLB_FLUSH:
-        flush_all(h);
+        flush_all(h, everywhere);
         break;
     case UVMF_INVLPG:
-        flush_page(h, vaddr);
+        flush_page(h, vaddr, everywhere);
         break;
     }
     return DONE;
@@ -169,10 +173,10 @@ static int extended(struct hot *h, const struct mmuext_op_request *op)
     case MMUEXT_TLB_FLUSH_LOCAL:
     case MMUEXT_TLB_FLUSH_MULTI:
     case MMUEXT_TLB_FLUSH_ALL:
-        flush_all(h);
+        flush_all(h, command != MMUEXT_TLB_FLUSH_LOCAL);
         return 0;
     default: /* the three INVLPG */
-        flush_page(h, op->arg1);
+        flush_page(h, op->arg1, command != MMUEXT_INVLPG_LOCAL);
         return 0;
     }
 }
