@@ -125,10 +125,28 @@ class Domain:
         vcpu.poll_deadline_ns = 0
         vcpu.blocked = False
         now = self.time.now_ns()
-        vcpu.runstate.enter(RunState.RUNNABLE if vcpu.up else RunState.OFFLINE, now)
+        may_run = vcpu.up and not self.pause_count
+        vcpu.runstate.enter(RunState.RUNNABLE if may_run else RunState.OFFLINE, now)
         if vcpu.up:
             self.sched.wake(vcpu, now)
             self.timers_changed = True
+
+    def pause(self) -> None:
+        """No vCPU runs until `unpause` was called as often. What wants to run is offline."""
+        self.pause_count += 1
+        self._account_pause(RunState.OFFLINE)
+
+    def unpause(self) -> None:
+        """Take back one `pause`, if there is one."""
+        self.pause_count = max(0, self.pause_count - 1)
+        if self.pause_count == 0:
+            self._account_pause(RunState.RUNNABLE)
+
+    def _account_pause(self, state: RunState) -> None:
+        now = self.time.now_ns()
+        for vcpu in self.vcpus.values():
+            if vcpu.runnable:
+                vcpu.runstate.enter(state, now)
 
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest is over; what happens next is the tool stack's business."""

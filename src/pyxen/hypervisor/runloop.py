@@ -64,6 +64,8 @@ class RunLoop:
         self._vcpus = list(domain.vcpus.values())
         self._armed: int | None = None
         """The deadline of this turn."""
+        self._due_ns: int | None = 0
+        """When the first timer is due, unless one has changed since; 0: not looked yet."""
 
     def run(self) -> None:
         """Loop until the world is closing. A guest's crash ends the guest, not the loop."""
@@ -205,6 +207,7 @@ class RunLoop:
             return None
         times = [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
         times += d.watchdogs.values()
+        self._due_ns = min(times, default=None)
         if running is not None:
             times.append(d.time.next_resync_ns)
             if (end := d.sched.turn_end_ns(d.time.now_ns())) is not None:
@@ -222,6 +225,8 @@ class RunLoop:
             for vcpu in self._vcpus:
                 if vcpu.up:
                     publish_time(d, vcpu)
+        if not d.timers_changed and (self._due_ns is None or now < self._due_ns):
+            return
         for vcpu in self._vcpus:
             if vcpu.up:
                 self._vcpu_timers(vcpu, now)
@@ -233,7 +238,7 @@ class RunLoop:
         due = False
         if vcpu.singleshot_ns and now >= vcpu.singleshot_ns:
             vcpu.singleshot_ns, due = 0, True
-        if vcpu.periodic_due_ns and now >= vcpu.periodic_due_ns:
+        if vcpu.periodic_due_ns and not vcpu.blocked and now >= vcpu.periodic_due_ns:
             missed = (now - vcpu.periodic_due_ns) // vcpu.periodic_ns
             vcpu.periodic_due_ns += (missed + 1) * vcpu.periodic_ns
             due = True

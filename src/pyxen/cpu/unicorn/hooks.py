@@ -91,9 +91,11 @@ class Hooks(ABC):
 
     def flushed_everywhere(self) -> None:
         """The TLBs of the other vCPUs are out of date."""
+        return
 
     def close(self) -> None:
         """Give back what belongs to vCPUs that are not in the processor; after uc_close."""
+        return
 
     def take(self) -> Exit | None:
         """What `recorded` says. Raises: what the cpuid policy raised."""

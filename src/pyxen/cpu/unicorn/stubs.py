@@ -73,8 +73,8 @@ def _sysenter() -> bytes:
 def _exec_exit(handle: int, kicked: int) -> bytes:
     """void (cpu=rdi): the inner loop was left; if somebody kicked, stop the run.
 
-    Without a kick it was a PAUSE, or the run stops anyway. The pauses are counted down; the last one
-    stops the run.
+    Without a kick it was a PAUSE, or the run stops anyway. The pauses are counted down, and the
+    last one stops the run.
     """
     return (
         b"\x48\xb8" + pack("<Q", kicked)  # mov rax, kicked

@@ -38,7 +38,7 @@ from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.memory.pagetable import is_guest_vaddr
 from pyxen.types import PAGE_SIZE, U64, VcpuId
 
-MIN_PERIOD_NS = 1_000_000
+MIN_PERIOD_NS, MAX_PERIOD_NS = 1_000_000, (1 << 62) - 1
 _FAR_AWAY_NS = 1 << 50
 _SOON_NS = 100_000_000
 
@@ -71,11 +71,11 @@ def _own(v: Vcpu, target: Vcpu) -> None:
 
 
 def _initialise(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
-    if target.initialised or target.vcpu_id == 0:
-        raise XenError(E.EXIST, f"vCPU {target.vcpu_id} is initialised")
     if not target.vcpu_info_registered and target.vcpu_id >= 32:
         raise XenError(E.INVAL, "vCPUs from 32 on need VCPUOP_register_vcpu_info first")
     context = VcpuGuestContext.unpack(d.space.read(argument, VcpuGuestContext.SIZE))
+    if target.initialised or target.vcpu_id == 0:
+        raise XenError(E.EXIST, f"vCPU {target.vcpu_id} is initialised")
     start_vcpu(d, target, context)
     target.initialised = True
     return 0
@@ -105,16 +105,8 @@ def _is_up(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     return int(target.up)
 
 
-def runstate_info(d: Domain, target: Vcpu) -> VcpuRunstateInfo:
-    """The runstate of a vCPU with the current state counted up to now."""
-    times = target.runstate
-    times.enter(times.state, d.time.now_ns())
-    spent = tuple(times.spent_ns)
-    return VcpuRunstateInfo(state=times.state, state_entry_time=times.entered_ns, time=spent)
-
-
 def _get_runstate(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
-    d.space.write(argument, runstate_info(d, target).pack())
+    d.space.write(argument, target.runstate.record(d.time.now_ns()))
     return 0
 
 
@@ -130,12 +122,12 @@ def _register_runstate(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
 def publish_runstate(d: Domain, target: Vcpu) -> None:
     """Copy the runstate to the area the guest registered, if it is mapped just now."""
     if target.runstate_vaddr:
-        d.space.try_write(target.runstate_vaddr, runstate_info(d, target).pack())
+        d.space.try_write(target.runstate_vaddr, target.runstate.record(d.time.now_ns()))
 
 
 def _set_periodic(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     op = VcpuSetPeriodicTimer.unpack(d.space.read(argument, VcpuSetPeriodicTimer.SIZE))
-    if op.period_ns < MIN_PERIOD_NS or op.period_ns >= 1 << 63:
+    if not MIN_PERIOD_NS <= op.period_ns <= MAX_PERIOD_NS:
         raise XenError(E.INVAL, f"period of {op.period_ns} ns")
     target.periodic_ns = op.period_ns
     target.periodic_due_ns = d.time.now_ns() + op.period_ns
@@ -153,7 +145,8 @@ def _set_singleshot(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     op = VcpuSetSingleshotTimer.unpack(d.space.read(argument, VcpuSetSingleshotTimer.SIZE))
     if op.flags & VCPU_SSHOTTMR_future and op.timeout_abs_ns < d.time.now_ns():
         raise XenError(E.TIME, "the timer is in the past")
-    v.singleshot_ns = op.timeout_abs_ns if op.timeout_abs_ns < 1 << 63 else 0
+    # Xen's times are signed: what looks negative is past, and fires at once as 0 does.
+    v.singleshot_ns = op.timeout_abs_ns if 0 < op.timeout_abs_ns < 1 << 63 else 1
     d.timers_changed = True
     return 0
 
