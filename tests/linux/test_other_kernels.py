@@ -36,7 +36,7 @@ def test_grub_obeys_its_prompt(host: Host, tmp_path: Path) -> None:
     guest.expect(b"grub> ")
     for command, answer in (
         ("ls", b"(memdisk)"),
-        ("echo hello", b"\nhello"),
+        ("echo hello", b"hello"),  # what is typed comes back with escapes between the letters
         ("set", b"grub_platform=xen"),
     ):
         guest.type(command + "\r")
@@ -69,7 +69,7 @@ def test_32_bit_programs(host: Host, tmp_path: Path, demo: DemoImage) -> None:
     assert guest.run("busybox32 sh -c 'echo $((6 * 7))'") == "42"
     assert guest.run("busybox32 seq 500 | busybox32 tail -n 1") == "500"
     assert abs(int(guest.run("busybox32 date +%s")) - int(guest.run("date +%s"))) <= 60
-    assert guest.run("busybox32 timeout 1 busybox32 sleep 100; echo $?") == "143"
+    assert guest.run("busybox32 timeout 1 busybox32 sleep 100; echo $?").endswith("143")
     assert guest.run("busybox32 sh -c 'kill -SEGV $$'; echo $?").endswith("139")
     sums = [guest.run(f"{program} md5sum /bin/busybox32") for program in ("busybox32", "busybox")]
     assert sums[0] == sums[1]
