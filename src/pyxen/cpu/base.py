@@ -53,18 +53,29 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
+class Spinning:
+    """The guest executed PAUSE again and again; the state is at an instruction boundary.
+
+    An engine need not notice.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFailure:
     """The engine cannot go on with this guest (for instance a fetch from unmapped memory)."""
 
     reason: str
 
 
-Exit: TypeAlias = Hypercall | GuestSyscall | GuestSysenter | Trap | Preempted | EngineFailure
+Exit: TypeAlias = (
+    Hypercall | GuestSyscall | GuestSysenter | Trap | Preempted | Spinning | EngineFailure
+)
 
 HYPERCALL: Final = Hypercall()
 GUEST_SYSCALL: Final = GuestSyscall()
 GUEST_SYSENTER: Final = GuestSysenter()
 PREEMPTED: Final = Preempted()
+SPINNING: Final = Spinning()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +245,7 @@ class Engine(ABC):
 
     @abstractmethod
     def set_cr3(self, maddr: int) -> None:
-        """Use the top-level page table at this machine address, and forget all translations."""
+        """Use the top-level page table at this machine address; the vCPU's translations go."""
 
     @abstractmethod
     def set_task_switched(self, on: bool) -> None:
@@ -274,12 +285,15 @@ class Engine(ABC):
         """What RDTSCP gives in ECX: 32 bits."""
 
     @abstractmethod
-    def flush_tlb(self) -> None:
-        """Forget all cached translations of guest virtual addresses."""
+    def flush_tlb(self, *, everywhere: bool = True) -> None:
+        """Forget all cached translations of guest virtual addresses.
+
+        everywhere: those of all vCPUs; else at least those of the selected one.
+        """
 
     @abstractmethod
-    def flush_page(self, vaddr: int) -> None:
-        """Forget the cached translation of one page."""
+    def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
+        """Forget the cached translation of one page; `everywhere` as in flush_tlb."""
 
     @abstractmethod
     def code_changed(self, maddr: int, length_bytes: int) -> None:

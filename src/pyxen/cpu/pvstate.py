@@ -141,6 +141,8 @@ class PvDomain(_Shared):
     """Host address of their mfns, u32 each."""
     architectural_iopl = Word(13)
     """Not 0: the guest sees and sets its IOPL in RFLAGS (vm_assist architectural_iopl)."""
+    vcpus = Word(14)
+    """How many vCPUs there are: a TLB each."""
 
     count_syscall = Word(32)
     """The counters count what the hot path did itself."""

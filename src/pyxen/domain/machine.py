@@ -110,7 +110,7 @@ class Machine:
         self._connect_console(built, reactor)
         self._connect_xenstore(built)
         self.memory.on_write = self.engine.code_changed
-        self.domain.pause_count = 1
+        self.domain.pause()
         self.built = built
         self.runloop = RunLoop(self.domain, reactor, cpuid)
         reactor.kick = self.engine.kick

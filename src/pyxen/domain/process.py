@@ -88,12 +88,12 @@ class DomainProcess:
         }
 
     def _pause(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.machine.domain.pause_count += 1
+        self.machine.domain.pause()
         return {"pause_count": self.machine.domain.pause_count}
 
     def _unpause(self, request: dict[str, Any]) -> dict[str, Any]:
         domain = self.machine.domain
-        domain.pause_count = max(0, domain.pause_count - 1)
+        domain.unpause()
         return {"pause_count": domain.pause_count}
 
     def _status(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -43,12 +43,6 @@ class Timer:
         """It was seen to be readable, and stays so until it is set: even if to the same time."""
         self._deadline_ns = -1
 
-    def is_later_than(self, deadline_ns: int | None) -> bool:
-        """Whether it would not have become readable by this time."""
-        if deadline_ns is None:
-            return False
-        return self._deadline_ns is None or self._deadline_ns > deadline_ns
-
     def set(self, deadline_ns: int | None) -> None:
         """Become readable at this time of the monotonic clock; None: never."""
         if deadline_ns == self._deadline_ns:
@@ -100,9 +94,8 @@ class Reactor:
     # --- World ------------------------------------------------------------------------------
 
     def arm(self, deadline_ns: int | None) -> None:
-        """The loop is about to execute guest code, or has found an earlier deadline meanwhile."""
-        if not self._running or self._timer.is_later_than(deadline_ns):
-            self._timer.set(deadline_ns)
+        """The loop is about to execute guest code, or has another deadline meanwhile."""
+        self._timer.set(deadline_ns)
         if not self._running:
             if self._knocker is None:
                 self._knocker = threading.Thread(target=self._knock, name="knocker", daemon=True)

@@ -14,6 +14,7 @@ from pyxen.hypervisor.evtchn import EventChannels
 from pyxen.hypervisor.grant import GrantTable
 from pyxen.hypervisor.page_types import PageTypes
 from pyxen.hypervisor.reservation import Reservation
+from pyxen.hypervisor.sched import Scheduler
 from pyxen.hypervisor.time import SystemTime
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.memory import layout
@@ -76,6 +77,7 @@ class Domain:
         self.types = PageTypes(memory, self.frames, self.pv, self, self.flush_tlb)
         self.reservation = Reservation(memory, self.frames, self.types, spec)
         self.vcpus: dict[VcpuId, Vcpu] = {}
+        self.sched = Scheduler(self.vcpus.values())
         self.events = EventChannels(
             memory, self.types, self.shared_info, self.vcpus, spec.max_event_port
         )
@@ -93,7 +95,6 @@ class Domain:
         self.shutdown_code: ShutdownReason | None = None
         """What the guest said beforehand that its shutdown will mean; the first word counts."""
         self.watchdogs: dict[int, int] = {}
-        self.yielded = False
         self.timers_changed = False
         self.last_words = b""
         self.trace: Tracing | None = None
@@ -117,6 +118,7 @@ class Domain:
         return pv
 
     def _add_vcpus(self, count: int) -> Vcpu:
+        self.pv.vcpus = count
         for n in range(count):
             vcpu = Vcpu(VcpuId(n), self.memory, self.shared_info + 64 * min(n, 31))
             self.vcpus[vcpu.vcpu_id] = vcpu
@@ -141,7 +143,8 @@ class Domain:
         vcpu.pv.cr3 = l4 << PAGE_SHIFT
         self.space.cr3 = vcpu.pv.cr3
         self.engine.set_cr3(vcpu.pv.cr3)
-        self.pv.flush_epoch += 1
+        if len(self.vcpus) == 1:
+            self.pv.flush_epoch += 1
         if old and old != l4:
             self.types.put_page_and_type(old)
 
@@ -157,10 +160,11 @@ class Domain:
         if old:
             self.types.put_page_and_type(old)
 
-    def flush_tlb(self) -> None:
-        """Forget all translations, of every vCPU: they share the engine's."""
-        self.engine.flush_tlb()
-        self.pv.flush_epoch += 1
+    def flush_tlb(self, *, everywhere: bool = True) -> None:
+        """Forget all translations: of every vCPU, or at least of the one that runs."""
+        self.engine.flush_tlb(everywhere=everywhere)
+        if everywhere or len(self.vcpus) == 1:
+            self.pv.flush_epoch += 1
 
     def _wake(self, vcpu: Vcpu, port: Port) -> None:
         if vcpu.blocked:
@@ -172,7 +176,29 @@ class Domain:
         vcpu.poll_ports = ()
         vcpu.poll_deadline_ns = 0
         vcpu.blocked = False
-        vcpu.runstate.enter(RunState.RUNNABLE, self.time.now_ns())
+        now = self.time.now_ns()
+        may_run = vcpu.up and not self.pause_count
+        vcpu.runstate.enter(RunState.RUNNABLE if may_run else RunState.OFFLINE, now)
+        if vcpu.up:
+            self.sched.wake(vcpu, now)
+            self.timers_changed = True
+
+    def pause(self) -> None:
+        """No vCPU runs until `unpause` was called as often. What wants to run is offline."""
+        self.pause_count += 1
+        self._account_pause(RunState.OFFLINE)
+
+    def unpause(self) -> None:
+        """Take back one `pause`, if there is one."""
+        self.pause_count = max(0, self.pause_count - 1)
+        if self.pause_count == 0:
+            self._account_pause(RunState.RUNNABLE)
+
+    def _account_pause(self, state: RunState) -> None:
+        now = self.time.now_ns()
+        for vcpu in self.vcpus.values():
+            if vcpu.runnable:
+                vcpu.runstate.enter(state, now)
 
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest is over; what happens next is the tool stack's business."""

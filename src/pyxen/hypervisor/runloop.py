@@ -19,6 +19,7 @@ from pyxen.cpu.base import (
     GuestSysenter,
     Hypercall,
     Preempted,
+    Spinning,
     Trap,
 )
 from pyxen.errors import DomainCrash
@@ -30,7 +31,6 @@ from pyxen.hypervisor.iret import iret
 from pyxen.hypervisor.vcpu import RunState, Vcpu
 from pyxen.types import U64
 
-TIME_SLICE_NS = 5_000_000
 _SYSCALL_BYTES = 2
 
 
@@ -64,7 +64,10 @@ class RunLoop:
         """What exits go to: `handle`, or who looks at it for a trace (tracing.py)."""
         self._cpuid = cpuid
         self._vcpus = list(domain.vcpus.values())
-        self._next = 0
+        self._armed: int | None = None
+        """The deadline of this turn."""
+        self._due_ns: int | None = 0
+        """When the first timer is due, unless one has changed since; 0: not looked yet."""
 
     def run(self) -> None:
         """Loop until the world is closing. A guest's crash ends the guest, not the loop."""
@@ -73,9 +76,8 @@ class RunLoop:
             vcpu = None
             try:
                 self._timers()
-                vcpu = None if d.stopped else self._pick()
+                vcpu = None if d.stopped else d.sched.pick()
                 if vcpu is not None:
-                    world.arm(self._deadline(vcpu))
                     self._turn(vcpu)
             except DomainCrash as crash:
                 d.crash(crash)
@@ -88,25 +90,44 @@ class RunLoop:
 
     def _turn(self, vcpu: Vcpu) -> None:
         """Run one vCPU until the world wants attention, or it blocks, or its time is over."""
-        d, world, engine = self.domain, self.world, self.domain.engine
+        d, world, engine, sched = self.domain, self.world, self.domain.engine, self.domain.sched
         d.select(vcpu)
         self._enter(vcpu, RunState.RUNNING)
-        started = d.time.now_ns()
-        while not world.attention and not d.stopped and vcpu.runnable:
-            trap.deliver_events(d, vcpu)
-            reason = engine.run()
-            d.space.cr3 = vcpu.pv.cr3  # a native path may have changed it
-            self.handler(vcpu, reason)
-            if d.timers_changed:
-                d.timers_changed = False
-                world.arm(self._deadline(vcpu))
-            if d.yielded:
-                d.yielded = False
-                if len(self._vcpus) > 1:
+        sched.begin(d.time.now_ns())
+        self._arm(vcpu)
+        try:
+            while not world.attention and not d.stopped and vcpu.runnable:
+                trap.deliver_events(d, vcpu)
+                reason = engine.run()
+                d.space.cr3 = vcpu.pv.cr3  # a native path may have changed it
+                self.handler(vcpu, reason)
+                if d.timers_changed and self._is_earlier(self._deadline(vcpu)):
+                    self._arm(vcpu)
+                if self._is_over(vcpu):
                     break
-        vcpu.cpu_time_ns += d.time.now_ns() - started
+        finally:
+            sched.end(d.time.now_ns())
         if vcpu.runnable:
             self._enter(vcpu, RunState.RUNNABLE)
+
+    def _arm(self, vcpu: Vcpu) -> None:
+        self.domain.timers_changed = False
+        self._armed = self._deadline(vcpu)
+        self.world.arm(self._armed)
+
+    def _is_earlier(self, deadline: int | None) -> bool:
+        """Coming too early costs less than a system call for each deadline that moves away."""
+        self.domain.timers_changed = False
+        return deadline is not None and (self._armed is None or deadline < self._armed)
+
+    def _is_over(self, vcpu: Vcpu) -> bool:
+        """Whether another vCPU should run now."""
+        d, sched = self.domain, self.domain.sched
+        if sched.yielded:
+            if any(v is not vcpu and v.runnable for v in self._vcpus):
+                return True
+            sched.yielded = False
+        return sched.make_room_at_ns != 0 and d.time.now_ns() >= sched.make_room_at_ns
 
     def handle(self, vcpu: Vcpu, reason: Exit) -> None:
         """Do what an exit asks for. Raises: DomainCrash."""
@@ -122,6 +143,8 @@ class RunLoop:
                 exception.handle(d, vcpu, reason, self._cpuid)
             case Preempted():
                 pass
+            case Spinning():
+                d.sched.yielded = True
             case EngineFailure(why):
                 raise DomainCrash(f"the engine cannot go on: {why}")
 
@@ -145,16 +168,6 @@ class RunLoop:
             if regs.rflags & trap.EFLAGS_TF:
                 exception.stepped_over_hypercall(d, vcpu)
 
-    def _pick(self) -> Vcpu | None:
-        """The next runnable vCPU, in turns."""
-        count = len(self._vcpus)
-        for n in range(count):
-            vcpu = self._vcpus[(self._next + n) % count]
-            if vcpu.runnable:
-                self._next = (self._next + n + 1) % count
-                return vcpu
-        return None
-
     def _deadline(self, running: Vcpu | None) -> int | None:
         """Host time at which the loop has something to do by itself."""
         d = self.domain
@@ -162,11 +175,11 @@ class RunLoop:
             return None
         times = [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
         times += d.watchdogs.values()
+        self._due_ns = min(times, default=None)
         if running is not None:
-            now = d.time.now_ns()
             times.append(d.time.next_resync_ns)
-            if any(v is not running and v.runnable for v in self._vcpus):
-                times.append(now + TIME_SLICE_NS)
+            if (end := d.sched.turn_end_ns(d.time.now_ns())) is not None:
+                times.append(end)
         return d.time.host_ns(min(times)) if times else None
 
     def _timers(self) -> None:
@@ -180,6 +193,8 @@ class RunLoop:
             for vcpu in self._vcpus:
                 if vcpu.up:
                     publish_time(d, vcpu)
+        if not d.timers_changed and (self._due_ns is None or now < self._due_ns):
+            return
         for vcpu in self._vcpus:
             if vcpu.up:
                 self._vcpu_timers(vcpu, now)
@@ -191,7 +206,7 @@ class RunLoop:
         due = False
         if vcpu.singleshot_ns and now >= vcpu.singleshot_ns:
             vcpu.singleshot_ns, due = 0, True
-        if vcpu.periodic_due_ns and now >= vcpu.periodic_due_ns:
+        if vcpu.periodic_due_ns and not vcpu.blocked and now >= vcpu.periodic_due_ns:
             missed = (now - vcpu.periodic_due_ns) // vcpu.periodic_ns
             vcpu.periodic_due_ns += (missed + 1) * vcpu.periodic_ns
             due = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from struct import Struct
 
 from pyxen.abi.xen import VcpuInfo
 from pyxen.cpu.pvstate import PvState
@@ -14,6 +15,9 @@ _PENDING_SEL = VcpuInfo.OFFSET["evtchn_pending_sel"]
 UPCALL_PENDING = VcpuInfo.OFFSET["evtchn_upcall_pending"]
 UPCALL_MASK = VcpuInfo.OFFSET["evtchn_upcall_mask"]
 CR2 = VcpuInfo.OFFSET["arch"]
+
+
+_RUNSTATE_INFO = Struct("<i4x5Q")
 
 
 class RunState(IntEnum):
@@ -39,6 +43,12 @@ class RunStateTimes:
         self.spent_ns[self.state] += max(0, now_ns - self.entered_ns)
         self.state = state
         self.entered_ns = now_ns
+
+    def record(self, now_ns: int) -> bytes:
+        """struct vcpu_runstate_info, the state that it is in counted up to now."""
+        spent = self.spent_ns.copy()
+        spent[self.state] += max(0, now_ns - self.entered_ns)
+        return _RUNSTATE_INFO.pack(self.state, self.entered_ns, *spent)
 
 
 @dataclass(slots=True)
@@ -88,6 +98,10 @@ class Vcpu:
         self.ldt_vaddr = 0
         self.task_switched = False
         self.cpu_time_ns = 0
+        self.virtual_ns = 0
+        """Its account with the scheduler: time that it had, moved when it wakes up."""
+        self.last_turn = 0
+        """Number of its last turn, counted over all vCPUs."""
 
     @property
     def runnable(self) -> bool:
@@ -133,6 +147,13 @@ class Vcpu:
         return self._memory.words[(self.pv.vcpu_info_maddr + CR2) >> 3]
 
     def next_timer_ns(self) -> int | None:
-        """System time of this vCPU's next timer event."""
-        times = [t for t in (self.singleshot_ns, self.periodic_due_ns, self.poll_deadline_ns) if t]
-        return min(times) if times else None
+        """System time of this vCPU's next timer event.
+
+        The periodic timer of a vCPU that sleeps stands still, as Xen's does.
+        """
+        due = self.singleshot_ns
+        if self.poll_deadline_ns and (not due or self.poll_deadline_ns < due):
+            due = self.poll_deadline_ns
+        if self.periodic_due_ns and not self.blocked and (not due or self.periodic_due_ns < due):
+            due = self.periodic_due_ns
+        return due or None

@@ -38,10 +38,17 @@ class Apt:
 
     cache:  directory for everything that is kept; made when needed.
     say:    told, a line at a time, what takes time.
+    architecture: another one than this machine's, as Debian calls it; with private lists and a
+                  cache of its own.
     """
 
-    def __init__(self, cache: Path | None = None, say: Say = print) -> None:
+    def __init__(
+        self, cache: Path | None = None, say: Say = print, architecture: str | None = None
+    ) -> None:
         self.cache = cache or cache_directory()
+        if architecture is not None:
+            self.cache /= architecture
+        self._architecture = architecture
         self._say = say
         self._private = False
 
@@ -71,6 +78,8 @@ class Apt:
         """
         _check_name(name)
         _need("apt-get", "apt-cache", "dpkg-deb")
+        if self._architecture is not None and not self._private:
+            self._update_private_lists(f"{name} is for {self._architecture}")
         stanza = self._show(name)
         if stanza is None and not self._private:
             self._update_private_lists(f"this machine's package lists do not know {name}")
@@ -142,6 +151,10 @@ class Apt:
 
     def _options(self) -> list[str]:
         options = ["-o", "APT::Sandbox::User=root", "-o", "Dpkg::Use-Pty=0"]
+        if self._architecture is not None:
+            # The list replaces what dpkg says, and the first of it is the one of plain names.
+            options += ["-o", f"APT::Architecture={self._architecture}"]
+            options += ["-o", f"APT::Architectures={self._architecture}"]
         if self._private:
             for key, value in (
                 ("Dir::State", self.cache / "apt" / "state"),

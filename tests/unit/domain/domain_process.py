@@ -59,12 +59,12 @@ class Process:
     """python -m pyxen.domain with a tiny kernel."""
 
     def __init__(self, directory: Path, text: bytes = b"hello from the guest\n", end: str = "sleep",
-                 **changes: Any) -> None:  # fmt: skip
+                 hypercall_page: bool = False, **changes: Any) -> None:  # fmt: skip
         self.directory = directory
         self.run_dir, self.log_dir = directory / "run", directory / "log"
         self.run_dir.mkdir()
         kernel = directory / "kernel"
-        kernel.write_bytes(tiny_kernel(text, end))
+        kernel.write_bytes(tiny_kernel(text, end, hypercall_page=hypercall_page))
         spec = {
             "domid": 7, "uuid": "12345678-1234-5678-1234-567812345678", "name": "tiny",
             "memory_kib": 8192, "maxmem_kib": 8192, "maxvcpus": 1, "kernel": str(kernel),

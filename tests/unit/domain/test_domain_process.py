@@ -59,6 +59,17 @@ def test_shutdown(start: Start, number: int, name: str) -> None:
     assert process.destroy() == 0
 
 
+def test_a_kernel_with_a_hypercall_page(start: Start) -> None:
+    """Its console, and its end, go through the page that the hypervisor filled."""
+    process = start(end="shutdown 1", hypercall_page=True)
+    process.ok("build")
+    watching = console(process)
+    process.ok("unpause")
+    assert watching.read_until(b"\n") == TEXT
+    assert process.event("shutdown")["reason"] == "reboot"
+    assert process.destroy() == 0
+
+
 def test_a_crash_is_reported(start: Start) -> None:
     process = start(text=b"about to crash\n", end="crash")
     process.ok("build")

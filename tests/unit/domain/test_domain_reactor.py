@@ -233,16 +233,13 @@ def settled_switches(thread: threading.Thread) -> int:
     return now
 
 
-def test_a_later_deadline_while_the_engine_runs_leaves_the_timer(
+def test_a_later_deadline_while_the_engine_runs_moves_the_timer(
     reactor: Reactor, engine: Engine
 ) -> None:
-    """Coming too early costs less than a system call for each deadline that moves away."""
+    """A vCPU that had to make room soon may block before; the next one's turn is a long one."""
     reactor.arm(time.monotonic_ns() + 20_000_000)
     reactor.arm(time.monotonic_ns() + 10**12)
-    engine.run()
-    reactor.poll()
-    reactor.arm(time.monotonic_ns() + 10**12)
-    assert not engine.kicked.wait(0.05)
+    assert not engine.kicked.wait(0.1)
 
 
 def test_the_same_deadline_twice(reactor: Reactor, pipe: Pipe) -> None:

@@ -14,25 +14,47 @@ VIRT_BASE = 0xFFFF_FFFF_8000_0000
 TEXT_PADDR = 0x10_0000
 M2P = 0xFFFF_8000_0000_0000
 EVENT_CHANNEL_OP, SCHED_OP, XEN_VERSION = 32, 29, 17
+PAGE, SLOT = 4096, 32
 CONSOLE = StartInfo.OFFSET["console"]
 MFN, EVTCHN = (CONSOLE + StartInfoConsoleDomU.OFFSET[name] for name in ("mfn", "evtchn"))
 OUT, OUT_PROD = XenconsInterface.OFFSET["out"], XenconsInterface.OFFSET["out_prod"]
 
 
-def tiny_kernel(text: bytes, end: str) -> bytes:
+def tiny_kernel(text: bytes, end: str, *, hypercall_page: bool = False) -> bytes:
     """An ELF file.
 
     end: "shutdown N", "sleep" (for ever), "spin", "call" (a hypercall again and again),
     "crash" (an invalid instruction).
+    hypercall_page: make hypercalls by calls into the page that the hypervisor fills, as old
+    kernels do.
     """
     code = _print(len(text)) + _end(end)
+    if hypercall_page:
+        code = _through_the_page(code)
     reason = int(end.split()[1]) if end.startswith("shutdown") else 0
     argument = struct.pack("<IIQQ", reason, 0, 0, 0)
     # The two pointers of the code are relative to it: the text and the argument lie behind.
     for name, behind in ((b"TEXT", 0), (b"WHY!", len(text))):
         at = code.find(name)
         code = code.replace(name, struct.pack("<i", len(code) + behind - at - 4))
-    return _elf(code + text + argument)
+    loaded = code + text + argument
+    if not hypercall_page:
+        return _elf(loaded)
+    note = _note(
+        elfnote.XEN_ELFNOTE_HYPERCALL_PAGE, struct.pack("<Q", VIRT_BASE + TEXT_PADDR + PAGE)
+    )
+    return _elf(loaded.ljust(2 * PAGE, b"\xcc"), note)
+
+
+def _through_the_page(code: bytes) -> bytes:
+    """Replace `mov eax, number; syscall` by a call of the number's place in the page."""
+    for number in (EVENT_CHANNEL_OP, SCHED_OP):
+        direct = b"\xb8" + struct.pack("<I", number) + b"\x0f\x05"
+        while (at := code.find(direct)) >= 0:
+            target = PAGE + number * SLOT - (at + 5)
+            call = b"\xe8" + struct.pack("<i", target) + b"\x66\x90"  # call …; nop
+            code = code[:at] + call + code[at + len(direct) :]
+    return code
 
 
 def _print(length: int) -> bytes:
@@ -77,7 +99,7 @@ def _note(kind: int, content: bytes) -> bytes:
     return struct.pack("<III", 4, len(content), kind) + b"Xen\0" + padded
 
 
-def _elf(text: bytes) -> bytes:
+def _elf(text: bytes, more_notes: bytes = b"") -> bytes:
     notes = b"".join(
         (
             _note(elfnote.XEN_ELFNOTE_XEN_VERSION, b"xen-3.0\0"),
@@ -86,6 +108,7 @@ def _elf(text: bytes) -> bytes:
             _note(elfnote.XEN_ELFNOTE_VIRT_BASE, struct.pack("<Q", VIRT_BASE)),
             _note(elfnote.XEN_ELFNOTE_PADDR_OFFSET, struct.pack("<Q", 0)),
             _note(elfnote.XEN_ELFNOTE_ENTRY, struct.pack("<Q", VIRT_BASE + TEXT_PADDR)),
+            more_notes,
         )
     )
     at = 64 + 2 * 56

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -29,11 +30,12 @@ from pyxen.abi.vcpu import (
     VCPUOP_set_singleshot_timer,
     VCPUOP_stop_periodic_timer,
     VCPUOP_stop_singleshot_timer,
+    VcpuRunstateInfo,
     VcpuSetPeriodicTimer,
     VcpuSetSingleshotTimer,
 )
 from pyxen.abi.xen import VIRQ_TIMER, SharedInfo, VcpuInfo, VcpuTimeInfo
-from pyxen.cpu.base import HYPERCALL, PREEMPTED, Exit
+from pyxen.cpu.base import HYPERCALL, PREEMPTED, SPINNING, Exit
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor.domain import ShutdownReason
 from pyxen.hypervisor.vcpu import RunState
@@ -150,6 +152,83 @@ def test_a_slice_limits_a_turn_if_others_wait(guest: PvGuest) -> None:
     guest.loop.run()
     assert guest.world.armed[1] - before < alone - before
     assert guest.world.armed[1] - before == pytest.approx(5 * MS, abs=MS)
+
+
+def test_a_woken_vcpu_does_not_wait_for_the_slice(guest: PvGuest) -> None:
+    """The running one goes on for a moment only, though it would have had 5 ms."""
+    sleeper = guest.start(1)
+    sleeper.blocked = True
+    order: list[int] = []
+
+    def note() -> Exit:
+        order.append(guest.domain.current.vcpu_id)
+        guest.clock.advance(MS // 10)
+        return PREEMPTED
+
+    def wake() -> Exit:
+        guest.domain.unblock(sleeper)
+        return note()
+
+    guest.engine.script += [note, wake, note, note, note, *[block(guest)] * 2]
+    guest.loop.run()
+    assert order[:3] == [0, 0, 0], "who wakes another often blocks soon"
+    assert order[-1] == 1
+    woken_at = guest.world.armed[1]
+    assert woken_at is not None
+    assert woken_at < guest.clock.ns
+
+
+def test_who_has_computed_long_waits_for_who_sleeps_much(guest: PvGuest) -> None:
+    """A vCPU that wakes up too often is not preferred for ever."""
+    ran = {0: 0, 1: 0}
+    other = guest.start(1)
+
+    def hog() -> Exit:
+        ran[guest.domain.current.vcpu_id] += 1
+        guest.clock.advance(MS)
+        guest.world.attention = True
+        if guest.domain.current is other:
+            # Sleeps, and is woken at once.
+            other.blocked = True
+            guest.domain.unblock(other)
+        return PREEMPTED
+
+    guest.engine.script += [hog] * 100 + [block(guest)] * 2
+    guest.loop.run()
+    assert 40 <= ran[0] <= 60
+
+
+def test_a_spinning_vcpu_lets_another_one_run(guest: PvGuest) -> None:
+    guest.start(1)
+    order: list[int] = []
+
+    def spin() -> Exit:
+        order.append(guest.domain.current.vcpu_id)
+        return SPINNING
+
+    guest.engine.script += [spin] * 4 + [block(guest), spin, spin, block(guest)]
+    guest.loop.run()
+    assert order == [0, 1, 0, 1, 1, 1], "alone it just goes on"
+
+
+def test_times_add_up_for_every_vcpu(guest: PvGuest) -> None:
+    for vcpu_id in (1, 2):
+        guest.start(vcpu_id)
+
+    def work() -> Exit:
+        guest.clock.advance(3 * MS)
+        guest.world.attention = True
+        return PREEMPTED
+
+    guest.engine.script += [work] * 20 + [block(guest)] * 3
+    guest.loop.run()
+    now = guest.time.now_ns()
+    for vcpu_id in range(3):
+        times = guest.domain.vcpus[VcpuId(vcpu_id)].runstate
+        info = VcpuRunstateInfo.unpack(times.record(now))
+        assert sum(info.time) == now
+        assert info.time[RunState.RUNNING] == pytest.approx(20 * MS, rel=0.4)
+        assert info.time[RunState.RUNNABLE] == pytest.approx(40 * MS, rel=0.4)
 
 
 def test_an_event_wakes_a_vcpu_for_its_next_turn(guest: PvGuest) -> None:
@@ -289,7 +368,7 @@ def test_a_crash_is_a_crash_whatever_was_announced(guest: PvGuest) -> None:
 
 def test_sched_op_compat(guest: PvGuest) -> None:
     assert guest.call("sched_op_compat", SCHEDOP_yield) == 0
-    assert guest.domain.yielded
+    assert guest.domain.sched.yielded
     guest.set_mask(1)
     assert guest.call("sched_op_compat", SCHEDOP_block) == 0
     assert (guest.vcpu.blocked, guest.vcpu.upcall_mask) == (True, 0)
@@ -342,6 +421,9 @@ def test_singleshot_of_vcpu_op(guest: PvGuest) -> None:
     assert guest.vcpu.singleshot_ns == 0
     assert set_timer(now + MS, VCPU_SSHOTTMR_future) == 0
     assert guest.vcpu.singleshot_ns == now + MS
+    for past in (0, 1 << 63, (1 << 64) - 1):
+        assert set_timer(past) == 0
+        assert guest.vcpu.singleshot_ns == 1, "fires at once: times are signed"
     assert guest.call("vcpu_op", VCPUOP_stop_singleshot_timer, 0) == 0
     assert guest.vcpu.singleshot_ns == 0
     at = guest.put(VcpuSetSingleshotTimer(timeout_abs_ns=1))
@@ -351,24 +433,42 @@ def test_singleshot_of_vcpu_op(guest: PvGuest) -> None:
 
 def test_the_periodic_timer_keeps_its_beat(guest: PvGuest) -> None:
     port = bind_timer(guest)
-    world = sleeping(guest, limit=4)
     op = guest.put(VcpuSetPeriodicTimer(period_ns=10 * MS))
-    fired: list[int] = []
+    beats: list[int] = []
 
     def tick() -> Exit:
+        """Runs until the loop's deadline."""
         if guest.bit(PENDING, port):
-            fired.append(guest.time.now_ns())
+            beats.append(guest.vcpu.periodic_due_ns)
             guest.set_bit(PENDING, port, False)
             guest.clear_pending()
-        return block(guest)()
+        armed = guest.world.armed[-1]
+        assert armed is not None
+        guest.clock.ns = armed
+        guest.world.attention = True
+        return PREEMPTED
 
     guest.engine.script += [
-        hypercall(guest, "vcpu_op", VCPUOP_set_periodic_timer, 0, op), *[tick] * 5,
+        hypercall(guest, "vcpu_op", VCPUOP_set_periodic_timer, 0, op), *[tick] * 4, block(guest),
     ]  # fmt: skip
     guest.loop.run()
-    assert len(fired) == 3
-    gaps = [b - a for a, b in zip(world.waits, world.waits[1:], strict=False)]
-    assert gaps == [10 * MS] * 3
+    assert [b - a for a, b in itertools.pairwise(beats)] == [10 * MS] * 2
+
+
+def test_the_periodic_timer_of_a_sleeping_vcpu_stands_still(guest: PvGuest) -> None:
+    port = bind_timer(guest)
+    op = guest.put(VcpuSetPeriodicTimer(period_ns=10 * MS))
+    guest.engine.script += [
+        hypercall(guest, "vcpu_op", VCPUOP_set_periodic_timer, 0, op), block(guest),
+    ]  # fmt: skip
+    guest.loop.run()
+    assert guest.world.waits == [None]
+    guest.clock.advance(35 * MS)
+    guest.world.closing = False
+    guest.domain.unblock(guest.vcpu)
+    guest.engine.script += [block(guest)]
+    guest.loop.run()
+    assert guest.bit(PENDING, port), "it has its beat when it runs again"
 
 
 def test_missed_periods_are_not_made_up(guest: PvGuest) -> None:
@@ -383,7 +483,7 @@ def test_missed_periods_are_not_made_up(guest: PvGuest) -> None:
     assert guest.vcpu.next_timer_ns() is None
 
 
-@pytest.mark.parametrize("period", [0, 1, 999_999, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("period", [0, 1, 999_999, 1 << 62, 1 << 63, (1 << 64) - 1])
 def test_bad_periods(guest: PvGuest, period: int) -> None:
     at = guest.put(VcpuSetPeriodicTimer(period_ns=period))
     assert guest.call("vcpu_op", VCPUOP_set_periodic_timer, 0, at) == -E.INVAL

@@ -141,6 +141,7 @@ def test_up_and_down_errors(guest: PvGuest) -> None:
     assert initialise(guest, 0) == -E.EXIST
     assert initialise(guest, 1) == 0
     assert initialise(guest, 1) == -E.EXIST
+    assert guest.call(OP, VCPUOP_initialise, 1, NOT_MAPPED) == -E.FAULT, "read before it is asked"
     for vcpu in (4, 127, 1 << 31, 1 << 63):
         assert guest.call(OP, VCPUOP_is_up, vcpu) == -E.NOENT
     assert guest.call(OP, 99, 0) == -E.NOSYS
@@ -264,8 +265,33 @@ def test_the_runstate_adds_up(guest: PvGuest) -> None:
     assert guest.call(OP, VCPUOP_get_runstate_info, 0, at) == 0
     info = VcpuRunstateInfo.unpack(guest.read(at, VcpuRunstateInfo.SIZE))
     assert info.state == RunState.RUNNABLE.value
-    assert sum(info.time) == info.state_entry_time
+    assert sum(info.time) == pytest.approx(guest.time.now_ns(), abs=10)
+    assert info.time[RunState.RUNNABLE] == sum(info.time) - info.state_entry_time >= 5000
+    guest.clock.advance(700)
+    guest.call(OP, VCPUOP_get_runstate_info, 0, at)
+    later = VcpuRunstateInfo.unpack(guest.read(at, VcpuRunstateInfo.SIZE))
+    assert later.state_entry_time == info.state_entry_time, "a look is no change of state"
+    assert later.time[RunState.RUNNABLE] - info.time[RunState.RUNNABLE] >= 700
     assert guest.call(OP, VCPUOP_get_runstate_info, 0, NOT_MAPPED) == -E.FAULT
+
+
+def test_a_pause_is_time_off_line(guest: PvGuest) -> None:
+    """As in Xen; Linux counts it as stolen."""
+    sleeper = guest.start(1)
+    sleeper.blocked = True
+    sleeper.runstate.enter(RunState.BLOCKED, guest.time.now_ns())
+    guest.domain.pause()
+    guest.domain.pause()
+    guest.clock.advance(9000)
+    guest.domain.unblock(sleeper)
+    assert sleeper.runstate.state is RunState.OFFLINE
+    guest.domain.unpause()
+    assert guest.vcpu.runstate.state is RunState.OFFLINE
+    guest.domain.unpause()
+    assert guest.vcpu.runstate.state is sleeper.runstate.state is RunState.RUNNABLE
+    assert guest.vcpu.runstate.spent_ns[RunState.OFFLINE] >= 9000
+    guest.domain.unpause()
+    assert guest.domain.pause_count == 0
 
 
 def test_the_runstate_area_follows_the_vcpu(guest: PvGuest) -> None:

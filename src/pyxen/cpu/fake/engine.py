@@ -95,6 +95,8 @@ class FakeEngine(Engine):
         self.closed = False
         self.flushes: list[int | None] = []
         """One item a flush: the page's address, or None for everything."""
+        self.flushes_everywhere = 0
+        """How many of them were for all vCPUs."""
         self.code_changes: list[tuple[int, int]] = []
         self.vcpus: dict[VcpuId, _Vcpu] = {}
         self.selected: VcpuId | None = None
@@ -191,11 +193,13 @@ class FakeEngine(Engine):
     def set_tsc_aux(self, value: int) -> None:
         self.vcpu.tsc_aux = value
 
-    def flush_tlb(self) -> None:
+    def flush_tlb(self, *, everywhere: bool = True) -> None:
         self.flushes.append(None)
+        self.flushes_everywhere += everywhere
 
-    def flush_page(self, vaddr: int) -> None:
+    def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
         self.flushes.append(vaddr)
+        self.flushes_everywhere += everywhere
 
     def code_changed(self, maddr: int, length_bytes: int) -> None:
         self.code_changes.append((maddr, length_bytes))

@@ -4,7 +4,7 @@
 
 The guest kernel runs at privilege level 1 and its user at 3, so that the translator's TLB keeps
 them apart and one top-level page table serves both. The state of the vCPUs that are not selected
-is parked as bytes; to select one is two copies and a flush.
+is parked as bytes; to select one is two copies, and a flush where native code cannot park the TLB.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Final
 
 from pyxen.cpu.base import (
     PREEMPTED,
+    SPINNING,
     Capabilities,
     CpuidPolicy,
     CpuState,
@@ -35,6 +36,7 @@ from pyxen.memory.layout import LDT_OFFSET, gdt_vaddr
 from pyxen.types import PAGE_SHIFT, VcpuId
 
 TRANSLATION_BUFFER_BYTES: Final = 64 << 20
+PAUSES_OF_A_SPIN: Final = 16
 
 CR0_GUEST: Final = 0x8001_0033
 """PG, WP, NE, ET, MP, PE."""
@@ -176,7 +178,8 @@ class UnicornEngine(Engine):
         self._selected = vcpu_id
         self._hooks.select(vcpu_id)
         self._apply(self._allowed[vcpu_id])
-        self.flush_tlb()
+        if going is None or not self._hooks.change_tlb(going, vcpu_id):
+            self._lib.tlb_flush_x86_64(self._cpu)
         self._breakpoints.update()
 
     def share(self, domain: PvDomain, vcpu_id: VcpuId, state: PvState) -> None:
@@ -188,6 +191,7 @@ class UnicornEngine(Engine):
 
     def run(self) -> Exit:
         self._stubs.kicked.value = 0
+        self._stubs.pauses_left.value = PAUSES_OF_A_SPIN
         while True:
             error = self._hooks.run()
             exited = self._hooks.take()
@@ -201,7 +205,7 @@ class UnicornEngine(Engine):
         if error:
             return EngineFailure(library.strerror(error))
         if self._stop_request.value:
-            return PREEMPTED
+            return PREEMPTED if self._stubs.kicked.value else SPINNING
         return EngineFailure("the translator stopped without a reason")
 
     def kick(self) -> None:
@@ -240,7 +244,7 @@ class UnicornEngine(Engine):
 
     def set_cr3(self, maddr: int) -> None:
         self.regs.words[layout.CR3 >> 3] = maddr
-        self.flush_tlb()
+        self._lib.tlb_flush_x86_64(self._cpu)
 
     def set_task_switched(self, on: bool) -> None:
         self.regs.set_task_switched(on)
@@ -292,11 +296,15 @@ class UnicornEngine(Engine):
 
     # --- translations -----------------------------------------------------------------------
 
-    def flush_tlb(self) -> None:
+    def flush_tlb(self, *, everywhere: bool = True) -> None:
         self._lib.tlb_flush_x86_64(self._cpu)
+        if everywhere:
+            self._hooks.flushed_everywhere()
 
-    def flush_page(self, vaddr: int) -> None:
+    def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
         self._lib.tlb_flush_page_x86_64(self._cpu, vaddr)
+        if everywhere:
+            self._hooks.flushed_everywhere()
 
     def code_changed(self, maddr: int, length_bytes: int) -> None:
         end = min(maddr + length_bytes, self._memory_bytes)
@@ -313,14 +321,15 @@ class UnicornEngine(Engine):
 
     def load(self, vcpu_id: VcpuId, state: CpuState) -> None:
         snapshot.load(self._registers_of(vcpu_id), state)
+        self.flush_tlb()
         if vcpu_id == self._selected:
-            self.flush_tlb()
             self._breakpoints.update()
 
     def close(self) -> None:
         handle, self._handle = self._handle, 0
         if handle:
             self._lib.uc_close(handle)
+            self._hooks.close()
 
     def _registers_of(self, vcpu_id: VcpuId) -> UnicornRegisters:
         if vcpu_id == self._selected:

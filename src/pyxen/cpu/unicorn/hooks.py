@@ -86,6 +86,19 @@ class Hooks(ABC):
         """This vCPU is in the processor now."""
         del vcpu_id
 
+    def change_tlb(self, going: VcpuId, coming: VcpuId) -> bool:
+        """Give each vCPU a TLB of its own. False: there is one for all, and it must be flushed."""
+        del going, coming
+        return False
+
+    def flushed_everywhere(self) -> None:
+        """The TLBs of the other vCPUs are out of date."""
+        return
+
+    def close(self) -> None:
+        """Give back what belongs to vCPUs that are not in the processor; after uc_close."""
+        return
+
     def take(self) -> Exit | None:
         """What `recorded` says. Raises: what the cpuid policy raised."""
         error, self._error = self._error, None

@@ -62,6 +62,10 @@ class Hot(ctypes.Structure):
         ("memory", c_void_p),
         ("memory_bytes", c_uint64),
         ("code_pages", c_void_p),
+        ("tlb_init", c_void_p),
+        ("flushes", c_uint64),
+        ("new_code", c_uint64),
+        ("discards", c_uint64),
         ("skew", c_uint64),
     )
 
@@ -80,6 +84,11 @@ def _load() -> ctypes.CDLL:
         lib.hot_exit_checks.restype = c_uint64
         lib.hot_use_softmmu.argtypes = (c_void_p, c_uint64)
         lib.hot_use_softmmu.restype = ctypes.c_bool
+        lib.hot_parked_tlb_bytes.restype = ctypes.c_size_t
+        lib.hot_change_tlb.argtypes = (c_void_p, c_void_p, c_void_p)
+        lib.hot_change_tlb.restype = ctypes.c_bool
+        lib.hot_free_tlb.argtypes = (c_void_p,)
+        lib.hot_free_tlb.restype = None
         if lib.hot_struct_bytes() != ctypes.sizeof(Hot):
             raise NotBuilt("the native hot path was built from another version")
     except (OSError, AttributeError) as error:
@@ -113,6 +122,7 @@ class NativeHooks(Hooks):
             emu_stop=_address(unicorn.uc_emu_stop),
             tlb_flush=library.address("tlb_flush"),
             tlb_flush_page=library.address("tlb_flush_page"),
+            tlb_init=library.address("tlb_init"),
             compute_flags=library.address("helper_cc_compute_all"),
         )
         self._code_pages = ctypes.create_string_buffer(memory.total_pages)
@@ -121,6 +131,7 @@ class NativeHooks(Hooks):
         self._hot_address = ctypes.addressof(self._hot)
         self._run = native.hot_run
         self._shared: dict[VcpuId, tuple[PvDomain, PvState]] = {}
+        self._parked: dict[VcpuId, ctypes.Array[ctypes.c_char]] = {}
         refusal = native.hot_install_exit_check(str(library.path()).encode())
         self.exit_check = (
             "exit check in line" if refusal is None else f"plain exit check ({refusal.decode()})"
@@ -145,6 +156,31 @@ class NativeHooks(Hooks):
         domain, state = self._shared.get(vcpu_id, (None, None))
         self._hot.domain = domain.address if domain else None
         self._hot.vcpu = state.address if state else None
+
+    def change_tlb(self, going: VcpuId, coming: VcpuId) -> bool:
+        changed: bool = _load().hot_change_tlb(
+            self._hot_address, self._place(going), self._place(coming)
+        )
+        return changed
+
+    def discarded(self) -> int:
+        """How often the translator threw all its blocks away."""
+        return int(self._hot.discards)
+
+    def flushed_everywhere(self) -> None:
+        self._hot.flushes += 1
+
+    def close(self) -> None:
+        for place in self._parked.values():
+            _load().hot_free_tlb(place)
+
+    def _place(self, vcpu_id: VcpuId) -> ctypes.Array[ctypes.c_char]:
+        """Where the TLB of a vCPU is parked."""
+        place = self._parked.get(vcpu_id)
+        if place is None:
+            place = ctypes.create_string_buffer(_load().hot_parked_tlb_bytes())
+            self._parked[vcpu_id] = place
+        return place
 
     def exit_checks(self) -> int:
         """How many blocks this thread translated with the exit check in line."""

@@ -11,6 +11,9 @@ A kick is also taken here. uc_emu_stop from another thread sets stop_request at 
 on the helpers of SYSCALL and CPUID skip callbacks: the instruction is stepped over and lost. So a
 kick sets a word of this page and only makes the translator leave its inner loop, where it is
 between two blocks; there, stop_request follows.
+
+PAUSE makes the translator leave that loop, too. It is counted there: a vCPU that spins waits for
+another one, which has no other thread to run on.
 """
 
 from __future__ import annotations
@@ -79,11 +82,18 @@ def _cpuid(faulting: int) -> bytes:
 
 
 def _exec_exit(handle: int, kicked: int) -> bytes:
-    """void (cpu=rdi): the inner loop was left; if somebody kicked, stop the run."""
+    """void (cpu=rdi): the inner loop was left; if somebody kicked, stop the run.
+
+    Without a kick it was a PAUSE, or the run stops anyway. The pauses are counted down, and the
+    last one stops the run.
+    """
     return (
         b"\x48\xb8" + pack("<Q", kicked)  # mov rax, kicked
         + b"\x80\x38\x00"  # cmp byte [rax], 0
-        + b"\x74\x0d"  # je go_on
+        + b"\x75\x05"  # jne stop
+        + b"\xff\x48" + pack("b", _PAUSES_AT - _KICKED_AT)  # dec dword [rax + pauses]
+        + b"\x75\x0d"  # jnz go_on
+        # stop:
         + b"\x48\xb8" + pack("<Q", handle + layout.UC_STOP_REQUEST)  # mov rax, stop_request
         + b"\xc6\x00\x01"  # mov byte [rax], 1
         # go_on:
@@ -101,7 +111,8 @@ _READ_TSC = (
 
 
 _KICKED_AT = 2048
-_PORT_ACCESS_AT = _KICKED_AT + 8
+_PAUSES_AT = _KICKED_AT + 8
+_PORT_ACCESS_AT = _PAUSES_AT + 8
 _CPUID_FAULTING_AT = _PORT_ACCESS_AT + 8
 _KERNEL, _USER = 1, 3
 
@@ -136,6 +147,8 @@ class Stubs:
         )
         self.kicked = ctypes.c_uint8.from_buffer(page, _KICKED_AT)
         """Not 0: the next time the inner loop is left, the run ends."""
+        self.pauses_left = ctypes.c_uint32.from_buffer(page, _PAUSES_AT)
+        """How many PAUSE instructions until the run ends."""
         self._port_access = (ctypes.c_uint8 * 4).from_buffer(page, _PORT_ACCESS_AT)
         self._cpuid_faulting = ctypes.c_uint8.from_buffer(page, _CPUID_FAULTING_AT)
         self.read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(read_tsc)

@@ -59,11 +59,11 @@ def update_va_mapping(d: Domain, v: Vcpu, vaddr: int, value: int, flags: int) ->
     d.types.modify_l1(maddr, value)
     flush, which = flags & UVMF_FLUSHTYPE_MASK, flags & ~UVMF_FLUSHTYPE_MASK
     if flush in (UVMF_TLB_FLUSH, UVMF_INVLPG) and which not in (0, UVMF_ALL):
-        d.space.read(which, 8)  # a bitmap of vCPUs, which all use the same translations here
+        d.space.read(which, 8)  # a bitmap of vCPUs; it is the same to us as all of them
     if flush == UVMF_TLB_FLUSH:
-        d.flush_tlb()
+        d.flush_tlb(everywhere=which != 0)
     elif flush == UVMF_INVLPG:
-        d.engine.flush_page(vaddr)
+        d.engine.flush_page(vaddr, everywhere=which != 0)
     return 0
 
 

@@ -78,14 +78,14 @@ def _fill_page(d: Domain, op: MmuextOp) -> None:
 
 
 def _flush(d: Domain, op: MmuextOp) -> None:
-    """The vCPUs of a domain share one engine's translations: MULTI and ALL are the same here."""
+    """MULTI and ALL are the same here: the translations of all vCPUs."""
     multi = op.cmd in (MMUEXT_TLB_FLUSH_MULTI, MMUEXT_INVLPG_MULTI)
     if multi and d.space.try_read(op.arg2, 8) is None:
         raise XenError(E.INVAL, f"bitmap of vCPUs at {op.arg2:#x}")
     if op.cmd in (MMUEXT_TLB_FLUSH_LOCAL, MMUEXT_TLB_FLUSH_MULTI, MMUEXT_TLB_FLUSH_ALL):
-        d.flush_tlb()
+        d.flush_tlb(everywhere=op.cmd != MMUEXT_TLB_FLUSH_LOCAL)
     elif op.cmd in (MMUEXT_INVLPG_LOCAL, MMUEXT_INVLPG_MULTI, MMUEXT_INVLPG_ALL):
         if is_guest_vaddr(op.arg1):
-            d.engine.flush_page(op.arg1)
+            d.engine.flush_page(op.arg1, everywhere=op.cmd != MMUEXT_INVLPG_LOCAL)
     else:
         raise XenError(E.NOSYS, f"mmuext_op {op.cmd}")

@@ -39,7 +39,7 @@ def sched_op(d: Domain, v: Vcpu, command: int, argument: int) -> int:
     """Dispatch on the command."""
     command &= U32
     if command == SCHEDOP_yield:
-        d.yielded = True
+        d.sched.yielded = True
         return 0
     if command == SCHEDOP_block:
         return _block(d, v)

@@ -40,7 +40,8 @@ from pyxen.memory.frames import FrameType
 from pyxen.memory.pagetable import is_guest_vaddr
 from pyxen.types import PAGE_SIZE, U64, VcpuId
 
-MIN_PERIOD_NS = 1_000_000
+MIN_PERIOD_NS, MAX_PERIOD_NS = 1_000_000, (1 << 62) - 1
+_ENTERED = VcpuRunstateInfo.OFFSET["state_entry_time"]
 _FAR_AWAY_NS = 1 << 50
 _SOON_NS = 100_000_000
 
@@ -73,11 +74,11 @@ def _own(v: Vcpu, target: Vcpu) -> None:
 
 
 def _initialise(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
-    if target.initialised or target.vcpu_id == 0:
-        raise XenError(E.EXIST, f"vCPU {target.vcpu_id} is initialised")
     if not target.vcpu_info_registered and target.vcpu_id >= 32:
         raise XenError(E.INVAL, "vCPUs from 32 on need VCPUOP_register_vcpu_info first")
     context = VcpuGuestContext.unpack(d.space.read(argument, VcpuGuestContext.SIZE))
+    if target.initialised or target.vcpu_id == 0:
+        raise XenError(E.EXIST, f"vCPU {target.vcpu_id} is initialised")
     start_vcpu(d, target, context)
     target.initialised = True
     return 0
@@ -107,16 +108,8 @@ def _is_up(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     return int(target.up)
 
 
-def runstate_info(d: Domain, target: Vcpu) -> VcpuRunstateInfo:
-    """The runstate of a vCPU with the current state counted up to now."""
-    times = target.runstate
-    times.enter(times.state, d.time.now_ns())
-    spent = tuple(times.spent_ns)
-    return VcpuRunstateInfo(state=times.state, state_entry_time=times.entered_ns, time=spent)
-
-
 def _get_runstate(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
-    d.space.write(argument, runstate_info(d, target).pack())
+    d.space.write(argument, target.runstate.record(d.time.now_ns()))
     return 0
 
 
@@ -133,22 +126,23 @@ def publish_runstate(d: Domain, target: Vcpu) -> None:
     """Copy the runstate to the area the guest registered, if it is mapped just now."""
     if not target.runstate_vaddr:
         return
-    info = runstate_info(d, target)
-    if VMASST_TYPE_runstate_update_flag in d.vm_assists:
-        # Who reads the area while the flag is set there reads it again.
-        entered_at = target.runstate_vaddr + VcpuRunstateInfo.OFFSET["state_entry_time"]
-        entered = info.state_entry_time
-        info.state_entry_time = entered | XEN_RUNSTATE_UPDATE
-        if d.space.try_write(entered_at, info.state_entry_time.to_bytes(8, "little")):
-            d.space.try_write(target.runstate_vaddr, info.pack())
-            d.space.try_write(entered_at, entered.to_bytes(8, "little"))
+    record = target.runstate.record(d.time.now_ns())
+    if VMASST_TYPE_runstate_update_flag not in d.vm_assists:
+        d.space.try_write(target.runstate_vaddr, record)
         return
-    d.space.try_write(target.runstate_vaddr, info.pack())
+    # Who reads the area while the flag is set there reads it again.
+    entered_at = target.runstate_vaddr + _ENTERED
+    entered = record[_ENTERED : _ENTERED + 8]
+    marked = (int.from_bytes(entered, "little") | XEN_RUNSTATE_UPDATE).to_bytes(8, "little")
+    if d.space.try_write(entered_at, marked):
+        rest = record[:_ENTERED] + marked + record[_ENTERED + 8 :]
+        d.space.try_write(target.runstate_vaddr, rest)
+        d.space.try_write(entered_at, entered)
 
 
 def _set_periodic(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     op = VcpuSetPeriodicTimer.unpack(d.space.read(argument, VcpuSetPeriodicTimer.SIZE))
-    if op.period_ns < MIN_PERIOD_NS or op.period_ns >= 1 << 63:
+    if not MIN_PERIOD_NS <= op.period_ns <= MAX_PERIOD_NS:
         raise XenError(E.INVAL, f"period of {op.period_ns} ns")
     target.periodic_ns = op.period_ns
     target.periodic_due_ns = d.time.now_ns() + op.period_ns
@@ -166,7 +160,8 @@ def _set_singleshot(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
     op = VcpuSetSingleshotTimer.unpack(d.space.read(argument, VcpuSetSingleshotTimer.SIZE))
     if op.flags & VCPU_SSHOTTMR_future and op.timeout_abs_ns < d.time.now_ns():
         raise XenError(E.TIME, "the timer is in the past")
-    v.singleshot_ns = op.timeout_abs_ns if op.timeout_abs_ns < 1 << 63 else 0
+    # Xen's times are signed: what looks negative is past, and fires at once as 0 does.
+    v.singleshot_ns = op.timeout_abs_ns if 0 < op.timeout_abs_ns < 1 << 63 else 1
     d.timers_changed = True
     return 0
 

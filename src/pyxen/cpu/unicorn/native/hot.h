@@ -47,6 +47,10 @@ struct hot {
     u8 *memory; /* the host address of machine memory, which is one region at 0 */
     u64 memory_bytes; /* 0: softmmu.c does nothing for this engine */
     u8 *code_pages; /* a byte a page, softmmu.c */
+    void (*tlb_init)(void *cpu);
+    u64 flushes;  /* these three: vcpu_tlb.c */
+    u64 new_code;
+    u64 discards;
     u64 skew; /* what the translator adds to RIP after the callback: 2 for SYSCALL, else 0 */
 };
 
@@ -90,6 +94,11 @@ static inline void store64(void *p, u64 v)
 /* The engine that this thread is in, if it uses softmmu.c. */
 extern __thread struct hot *running;
 
+/* softmmu.c */
+#define MMU_MODES 3
+#define DESCRIPTOR_BYTES 0x2b8
+void code_the_long_way(const struct hot *h);
+
 /* flags.c */
 u64 get_flags(const struct hot *h);
 void set_flags(struct hot *h, u64 flags);
@@ -108,7 +117,7 @@ enum outcome { SLOW, DONE, REST };
 
 /* page_types.c. Errors are 0 or a negative errno. */
 void begin_page_types(void);
-void flush_all(struct hot *h);
+void flush_all(struct hot *h, bool everywhere);
 bool is_domains_frame(const struct hot *h, u64 mfn);
 bool is_guest_frame(const struct hot *h, u64 mfn);
 unsigned level_of(const struct hot *h, u64 mfn);

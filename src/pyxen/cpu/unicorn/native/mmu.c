@@ -37,9 +37,11 @@ struct mmuext_op_request {
     u64 arg2;
 };
 
-static void flush_page(struct hot *h, u64 vaddr)
+/* everywhere: on the other vCPUs, too, which have a TLB of their own (vcpu_tlb.c). */
+static void flush_page(struct hot *h, u64 vaddr, bool everywhere)
 {
     h->tlb_flush_page(h->cpu, vaddr);
+    h->flushes += everywhere;
     count(h, DOM_COUNT_FLUSH_PAGE);
 }
 
@@ -108,9 +110,9 @@ enum outcome update_va_mapping(struct hot *h, const u64 *args, s64 *result)
         return DONE;
     count(h, DOM_COUNT_MMU_ENTRY);
     if (flush == UVMF_TLB_FLUSH)
-        flush_all(h);
+        flush_all(h, which);
     else if (flush == UVMF_INVLPG)
-        flush_page(h, vaddr);
+        flush_page(h, vaddr, which);
     return DONE;
 }
 
@@ -128,7 +130,7 @@ static enum outcome new_baseptr(struct hot *h, u64 l4, s64 *result)
     set_xen_slots(h, l4);
     h->env[Q_CR3] = l4 << 12;
     h->tlb_flush(h->cpu);
-    h->domain[DOM_FLUSH_EPOCH]++;
+    h->domain[DOM_FLUSH_EPOCH] += h->domain[DOM_VCPUS] == 1;
     count(h, DOM_COUNT_NEW_BASEPTR);
     if (old && old != l4)
         put_base(h, old);
@@ -174,9 +176,9 @@ static enum outcome extended(struct hot *h, const struct mmuext_op_request *op, 
     }
     if (command == MMUEXT_TLB_FLUSH_LOCAL || command == MMUEXT_TLB_FLUSH_MULTI ||
         command == MMUEXT_TLB_FLUSH_ALL)
-        flush_all(h);
+        flush_all(h, command != MMUEXT_TLB_FLUSH_LOCAL);
     else if (is_guest_vaddr(op->arg1, 1))
-        flush_page(h, op->arg1);
+        flush_page(h, op->arg1, command != MMUEXT_INVLPG_LOCAL);
     return DONE;
 }
 

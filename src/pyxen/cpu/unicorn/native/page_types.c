@@ -112,10 +112,12 @@ static void stamp(struct hot *h, struct frame *f)
                ((u32)h->domain[DOM_FLUSH_EPOCH] & STAMP_MASK) << STAMP_SHIFT;
 }
 
-void flush_all(struct hot *h)
+/* everywhere: on the other vCPUs, too, which have a TLB of their own (vcpu_tlb.c). */
+void flush_all(struct hot *h, bool everywhere)
 {
     h->tlb_flush(h->cpu);
-    h->domain[DOM_FLUSH_EPOCH]++;
+    h->flushes += everywhere;
+    h->domain[DOM_FLUSH_EPOCH] += everywhere || h->domain[DOM_VCPUS] == 1;
     count(h, DOM_COUNT_FLUSH_ALL);
 }
 
@@ -188,7 +190,7 @@ static enum outcome take_table(struct hot *h, u64 mfn, u32 level, s64 *error)
         if (f->type & PARTIAL && kind(f) != level)
             return SLOW;
         if (f->owner >> STAMP_SHIFT == (h->domain[DOM_FLUSH_EPOCH] & STAMP_MASK))
-            flush_all(h);
+            flush_all(h, true);
         if (!validate(h, mfn, level))
             return SLOW;
     }

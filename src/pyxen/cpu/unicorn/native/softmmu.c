@@ -40,10 +40,8 @@
 #define TLB_NOT_PLAIN 0xe40ull /* invalid, MMIO, discarded, not dirty: as tlb_reset_dirty tests */
 
 /* Before env: the three tables (mask, address), and the victims of each. */
-#define MMU_MODES 3
 #define FAST_TABLES_BEFORE_ENV 0x40
 #define VICTIMS_BEFORE_ENV 0x840
-#define DESCRIPTOR_BYTES 0x2b8
 #define VICTIMS 8
 
 /* TranslationBlock.page_addr */
@@ -71,6 +69,7 @@ static struct {
     u64 (*load_quad)(void *cpu, u64 paddr);
     u64 (*ram_addr)(void *uc, void *host);
     bool (*restore_state)(void *cpu, u64 host_pc, bool will_exit);
+    void (*discard_all)(void *cpu);
     u8 *helper_syscall;
     bool installed;
 } lib;
@@ -103,13 +102,36 @@ static void long_way_everywhere(const struct hot *h, u64 paddr)
     }
 }
 
-static void holds_code(const struct hot *h, u64 ram_addr)
+static void long_way_if_code(const struct hot *h, u64 *entry)
+{
+    u64 paddr = entry[TLB_PADDR] & ~(PAGE_BYTES - 1);
+    if (paddr < h->memory_bytes && h->code_pages[paddr / PAGE_BYTES])
+        long_way(entry, paddr);
+}
+
+/* The entries of all pages that hold code: a vCPU has come back to its old TLB. */
+void code_the_long_way(const struct hot *h)
+{
+    for (int mode = 0; mode < MMU_MODES; mode++) {
+        u64 mask;
+        u8 *table = table_of(h, mode, &mask);
+        u8 *victims = (u8 *)h->env - VICTIMS_BEFORE_ENV + DESCRIPTOR_BYTES * mode;
+        for (u64 at = 0; at <= mask; at += TLB_ENTRY_BYTES)
+            long_way_if_code(h, (u64 *)(table + at));
+        for (int i = 0; i < VICTIMS; i++)
+            long_way_if_code(h, (u64 *)(victims + TLB_ENTRY_BYTES * i));
+    }
+}
+
+static void holds_code(struct hot *h, u64 ram_addr)
 {
     if (ram_addr == NO_PAGE || ram_addr >= h->memory_bytes)
         return;
     u8 *state = &h->code_pages[ram_addr / PAGE_BYTES];
-    if (!*state)
+    if (!*state) {
         long_way_everywhere(h, ram_addr & ~(PAGE_BYTES - 1));
+        h->new_code++;
+    }
     *state = 1;
 }
 
@@ -225,6 +247,13 @@ static bool my_restore_state(void *cpu, u64 host_pc, bool will_exit)
     return lib.restore_state(cpu, host_pc, will_exit);
 }
 
+static void my_discard_all(void *cpu)
+{
+    if (running)
+        running->discards++;
+    lib.discard_all(cpu);
+}
+
 /* Called with a library whose build is known. NULL, or what is missing: then nothing is changed. */
 const char *install_softmmu(const struct link_map *map, void *library)
 {
@@ -244,6 +273,7 @@ const char *install_softmmu(const struct link_map *map, void *library)
         {(void **)&lib.load_quad, (void *)my_load_quad, "x86_ldq_phys_x86_64", NULL},
         {(void **)&lib.ram_addr, (void *)my_ram_addr, "qemu_ram_addr_from_host_x86_64", NULL},
         {(void **)&lib.restore_state, (void *)my_restore_state, "cpu_restore_state_x86_64", NULL},
+        {(void **)&lib.discard_all, (void *)my_discard_all, "tb_flush_x86_64", NULL},
     };
     size_t count = sizeof wanted / sizeof *wanted;
     lib.invalidate = dlsym(library, "tb_invalidate_phys_range_x86_64");
