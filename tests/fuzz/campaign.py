@@ -20,7 +20,7 @@ from pyxen.memory.machine import XEN_PAGES
 from pyxen.types import PAGE_SHIFT, VcpuId
 
 from ..guest.kernel import VIRT_BASE, CaseKernel, assemble
-from ..guest.pv_domain import STORE_PORT, GuestClock, PvDomain
+from ..guest.pv_domain import GuestClock, PvDomain
 from .guest_code import (
     ARGUMENTS_PAGE,
     CASE,
@@ -150,10 +150,12 @@ class Subject:
     def _xenstore(self) -> None:
         events = self.domain.events
         ring = XenstoreRing(
-            self.domain.memory, self._pv.built.store_mfn, lambda: events.set_pending(STORE_PORT)
+            self.domain.memory,
+            self._pv.built.store_mfn,
+            lambda: events.notify_guest(self._pv.store_host_port),
         )
         ring.connect(lambda data: None, lambda held: None)
-        events.channel(STORE_PORT).notify = ring.notified
+        self._pv.store_notified = ring.notified
 
     def _places(self) -> Places:
         built = self._pv.built

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -16,7 +17,6 @@ from pyxen.builder.pv import BuiltDomain, PvOptions, build
 from pyxen.cpu.unicorn.engine import UnicornEngine
 from pyxen.hypervisor.cpuid import XenCpuid
 from pyxen.hypervisor.domain import Domain, DomainSpec
-from pyxen.hypervisor.evtchn import Channel, ChannelKind
 from pyxen.hypervisor.hypercall import continuation
 from pyxen.hypervisor.runloop import RunLoop
 from pyxen.hypervisor.time import SystemTime
@@ -132,12 +132,14 @@ class PvDomain:
             self.console += data
 
         device = Console(
-            self.memory, built.console_mfn, lambda: events.set_pending(CONSOLE_PORT), keep
+            self.memory,
+            built.console_mfn,
+            lambda: events.notify_guest(self.console_host_port),
+            keep,
         )
-        store = Channel(ChannelKind.INTERDOMAIN, remote_port=STORE_PORT, notify=lambda: None)
-        events.allocate(store, STORE_PORT)
-        console = Channel(ChannelKind.INTERDOMAIN, remote_port=CONSOLE_PORT, notify=device.notified)
-        events.allocate(console, CONSOLE_PORT)
+        self.store_notified: Callable[[], None] = lambda: None
+        self.store_host_port = events.connect_host(STORE_PORT, lambda: self.store_notified())
+        self.console_host_port = events.connect_host(CONSOLE_PORT, device.notified)
 
     def _start_state(self, built: BuiltDomain) -> None:
         d = self.domain

@@ -150,13 +150,11 @@ class Tracing:
         self._names: frozenset[str] = frozenset()
         self._depth = 0
         self._nested_ns = 0
-        self._wake = self._d.events.on_pending
 
     def add(self, sink: Sink) -> None:
         """Begin to tell a sink."""
         if not self._sinks:
-            self._wake = self._d.events.on_pending
-            self._d.events.on_pending = self._pending
+            self._d.events.on_port = self._pending
             self._d.grants.on_use = self._grant
             self._loop.handler = self._exit
             self._d.trace = self
@@ -168,7 +166,7 @@ class Tracing:
             return
         self._choose(tuple(s for s in self._sinks if s is not sink))
         if not self._sinks:
-            self._d.events.on_pending = self._wake
+            self._d.events.on_port = None
             self._d.grants.on_use = None
             self._loop.handler = self._loop.handle
             self._d.trace = None
@@ -302,7 +300,7 @@ class Tracing:
             self._tell(Record(now, v.vcpu_id, "event", "upcall"), "upcall")
 
     def _pending(self, v: Vcpu, port: Port) -> None:
-        """A port became pending, or a pending one was unmasked."""
+        """A port became pending."""
         if "pending" in self._names:
             channel = self._d.events.status(port)
             fields: decode.Fields = {"port": port}
@@ -315,7 +313,6 @@ class Tracing:
                 fields["remote"] = f"{channel.remote_domid}:{channel.remote_port}"
             record = Record(self._d.time.now_ns(), v.vcpu_id, "event", "pending", fields)
             self._tell(record, "pending")
-        self._wake(v, port)
 
     def _grant(self, name: str, gref: GrantRef, write: bool) -> None:
         """A back end of the host begins (grant_map) or ends (grant_unmap) to use a frame."""

@@ -16,9 +16,15 @@ def _does(name: str, source: str, code: str, *expect: int, data: str = "") -> Ca
     return Case(f"privileged/{name}", source, code, expect, data)
 
 
+_IOPL = "hypercall physdev_op, $PHYSDEVOP_set_iopl, $@iopl\n "
+_IOPL_DATA = "@iopl: .long 1"
+
 EMULATED = [
     _does("cli-sti", "emul-priv-op.c: no effect; the event mask is what counts",
-          "sti\n cli\n movzbl shared_info+VCPU_MASK, %eax\n report %rax", 1),
+          f"{_IOPL}sti\n cli\n movzbl shared_info+VCPU_MASK, %eax\n report %rax", 1,
+          data=_IOPL_DATA),
+    _does("cli-iopl-0", "without set_iopl the kernel is less privileged than the flag: #GP",
+          "expecting @after\n cli\n@after: report trap_vector", 13),
     _does("mov-cr0", "CR0 shows PE, PG, and TS as it is",
           "hypercall fpu_taskswitch, $1\n mov %cr0, %rax\n and $0x80000009, %eax\n report %rax\n"
           " clts\n mov %cr0, %rax\n and $0x80000009, %eax\n report %rax", 0x80000009, 0x80000001),
@@ -60,9 +66,12 @@ EMULATED = [
           ".byte 0x0f, 0x0b, 0x78, 0x65, 0x6e\n cpuid\n report %rbx\n report %rcx\n report %rdx",
           0x566E6558, 0x65584D4D, 0x4D4D566E, data="# leaf"),
     _does("wbinvd", "done, or ignored without device memory", "wbinvd\n report $1", 1),
-    _does("in", "no such port: all ones", "in $0x61, %al\n movzbl %al, %eax\n report %rax", 0xFF),
-    _does("hlt", "hlt of the kernel goes on once an event is pending, or is ignored",
-          "movb $1, shared_info\n hlt\n report $1", 1),
+    _does("in", "no such port: all ones",
+          f"{_IOPL}in $0x61, %al\n movzbl %al, %eax\n report %rax", 0xFF, data=_IOPL_DATA),
+    _does("in-iopl-0", "without set_iopl the kernel is less privileged than the ports: #GP",
+          "expecting @after\n in $0x61, %al\n@after: report trap_vector", 13),
+    _does("hlt", "priv_op_validate: not among what is emulated: #GP",
+          "expecting @after\n hlt\n@after: report trap_vector", 13),
     _does("fpu-taskswitch-off", "TS off: no #NM",
           "hypercall fpu_taskswitch, $1\n hypercall fpu_taskswitch, $0\n fld1\n fstp %st(0)\n"
           " report $1", 1),

@@ -49,13 +49,14 @@ SYSCALLS = [
     ),
     Case(
         "syscall/no-callback",
-        "without a syscall callback the domain crashes (entry.S: no handler)",
+        "without a syscall callback it is #UD (entry.S)",
         """
         hypercall set_callbacks, $event_entry, $failsafe_entry, $0
-        to_user @u""",
-        (),
+        expecting @after
+        to_user @u
+@after: report  trap_vector""",
+        (6,),
         user="@u: syscall",
-        crash="DomainCrash",
     ),
     Case(
         "syscall/masks-events",

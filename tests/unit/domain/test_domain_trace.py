@@ -48,7 +48,7 @@ def test_from_the_first_hypercall_to_the_last(start: Start) -> None:
     process.ok("unpause")
     *records, end = to_the_end(stream)
     assert [record["text"] for record in records] == [
-        "pending port=2 kind=interdomain remote=0:2",  # the back end took the text, and says so
+        "pending port=2 kind=interdomain remote=0:1",  # the back end took the text, and says so
         "event_channel_op send port=2 -> 0",
         "sched_op shutdown reason=poweroff -> 0",
     ]

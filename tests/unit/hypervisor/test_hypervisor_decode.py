@@ -44,7 +44,7 @@ def test_what_the_guest_says_and_gets_back(guest: PvGuest) -> None:
         ("stack_switch ss=0xe02b esp=0x1000 -> 0", "stack_switch", 0xE02B, 0x1000),
         ("set_segment_base which=GS_USER base=0x7000 -> 0", "set_segment_base", 1, 0x7000),
         ("vm_assist enable type=writable_pagetables -> 0", "vm_assist", 0, 2),
-        ("domctl -> -EPERM", "domctl", put(b"\0" * 64)),
+        ("domctl op=20480 -> -EFAULT", "domctl", 0x5000),
     ):  # fmt: skip
         assert line(guest, name, *arguments) == wanted
 

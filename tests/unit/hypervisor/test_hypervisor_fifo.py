@@ -37,7 +37,10 @@ from pyxen.abi.event_channel import (
 )
 from pyxen.abi.sched import SCHEDOP_poll, SchedPoll
 from pyxen.abi.xen import VIRQ_CONSOLE, VIRQ_TIMER, SharedInfo
+from pyxen.errors import XenError
 from pyxen.hypervisor.evtchn import Channel, ChannelKind
+from pyxen.hypervisor.hypercall import continuation
+from pyxen.hypervisor.page_audit import audit
 from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import XEN_PAGES
 from pyxen.types import VcpuId
@@ -367,7 +370,6 @@ def test_a_bad_offset(guest: PvGuest, offset: int) -> None:
 
 @pytest.mark.parametrize("mfn", [0, 1, L1, XEN_PAGES + (1 << 20), 1 << 52, (1 << 64) - 1])
 def test_a_frame_that_the_guest_may_not_write(guest: PvGuest, mfn: int) -> None:
-    guest.domain.frames.get_type(L1, FrameType.L1)
     op = EvtchnInitControl(control_gfn=mfn)
     assert guest.op(OP, EVTCHNOP_init_control, op)[0] == -E.INVAL
     assert guest.domain.events.fifo is None, "the old ABI is still there"
@@ -396,7 +398,7 @@ def test_nothing_changes_when_the_answer_cannot_be_written(guest: PvGuest) -> No
     guest.protect(50)
     assert guest.call(OP, EVTCHNOP_init_control, guest.vaddr(50)) == -E.FAULT
     assert guest.domain.events.fifo is None
-    assert guest.domain.frames.uses(XEN_PAGES + CONTROL_PFN) == 0
+    assert guest.domain.frames.uses(XEN_PAGES + CONTROL_PFN) == 1, "the guest's own mapping"
 
 
 def test_the_frames_cannot_become_page_tables(guest: PvGuest) -> None:
@@ -404,8 +406,11 @@ def test_the_frames_cannot_become_page_tables(guest: PvGuest) -> None:
     frames = guest.domain.frames
     for pfn in (CONTROL_PFN, ARRAY_PFN):
         assert frames.type(XEN_PAGES + pfn) is FrameType.WRITABLE
-        with pytest.raises(Exception, match="EBUSY"):
-            frames.pin(XEN_PAGES + pfn, FrameType.L1)
+        guest.protect(pfn)
+        continuation.begin(guest.domain)
+        with pytest.raises(XenError, match="in use as WRITABLE"):
+            guest.domain.types.pin(XEN_PAGES + pfn, FrameType.L1)
+    assert audit(guest.domain) == []
 
 
 def test_128_pages_of_event_words_at_most(guest: PvGuest) -> None:
@@ -461,7 +466,7 @@ def test_reset_goes_back_to_the_two_level_abi(guest: PvGuest) -> None:
     assert fifo.op(EVTCHNOP_reset, EvtchnReset(dom=SELF)) == 0
     guest.clear_pending()
     for pfn in (CONTROL_PFN, CONTROL_PFN + 1, ARRAY_PFN, ARRAY_PFN + 1):
-        assert guest.domain.frames.uses(XEN_PAGES + pfn) == 0
+        assert guest.domain.frames.uses(XEN_PAGES + pfn) == 1, "the guest's own mapping"
     assert fifo.expand(ARRAY_PFN) == -E.OPNOTSUPP
     port = fifo.ipi()
     assert port == 1

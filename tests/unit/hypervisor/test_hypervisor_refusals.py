@@ -271,7 +271,6 @@ def test_numbers_for_interrupts(guest: PvGuest, kind: int, numbers: list[int]) -
 
 
 def test_the_page_of_eois(guest: PvGuest) -> None:
-    guest.domain.frames.get_type(L1, FrameType.L1)
     for mfn in (0, L1, 1 << 40):
         op = PhysdevPirqEoiGmfn(gmfn=mfn)
         assert guest.op("physdev_op", PHYSDEVOP_pirq_eoi_gmfn_v2, op)[0] == -E.INVAL

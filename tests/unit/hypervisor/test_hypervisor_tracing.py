@@ -16,7 +16,6 @@ from pyxen.abi.xen import MmuextOp, MmuUpdate
 from pyxen.cpu.base import GUEST_SYSCALL, HYPERCALL, Trap
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor import trap
-from pyxen.hypervisor.evtchn import Channel, ChannelKind
 from pyxen.hypervisor.hypercall import continuation, table
 from pyxen.hypervisor.tracing import (
     ALL,
@@ -156,6 +155,7 @@ def test_traps_and_what_became_of_them(traced: Traced) -> None:
     traced.handle(Trap(14, 2, 0x1234))
     guest.regs.rip, guest.regs.rsp = TEXT, STACK - 0x100
     guest.write(TEXT, b"\xfa")  # cli
+    guest.vcpu.pv.iopl = 1
     traced.handle(Trap(13, 0))
     guest.regs.rip, guest.regs.rsp = TEXT + 2, STACK - 0x100
     traced.handle(Trap(0x80, software=True))
@@ -194,16 +194,16 @@ def test_events(traced: Traced) -> None:
     log, guest = traced.log(EVENTS), traced.guest
     events = guest.domain.events
     guest.call("event_channel_op", 1, guest.put(EvtchnBindVirq(virq=0)))
-    back_end = events.allocate(Channel(ChannelKind.INTERDOMAIN, remote_port=5, notify=print))
+    host_port = events.connect_host(7, print)
     events.raise_virq(guest.vcpu, 0)
-    events.set_pending(back_end)
-    events.set_pending(back_end)
+    events.notify_guest(host_port)
+    events.notify_guest(host_port)
     guest.vcpu.pv.event_callback = HANDLER
     guest.regs.rsp = STACK
     trap.deliver_events(guest.domain, guest.vcpu)
     assert log.lines == [
         "pending port=1 virq=TIMER",
-        f"pending port={back_end} kind=interdomain remote=0:5",
+        f"pending port=7 kind=interdomain remote=0:{host_port}",
         "upcall",
     ], "what is pending already is not told again"
 

@@ -66,6 +66,8 @@ class EventChannels:
         """vCPUs in SCHEDOP_poll: they wait for ports, not for interrupts."""
         self.on_pending: Callable[[Vcpu, Port], None] = lambda vcpu, port: None
         """Called after a port became pending for a vCPU: wake it, kick it."""
+        self.on_port: Callable[[Vcpu, Port], None] | None = None
+        """Told by a trace's wish of each port that becomes pending, masked or not."""
 
     def __iter__(self) -> Iterator[tuple[Port, Channel]]:
         return iter(sorted(self._channels.items()))
@@ -270,6 +272,8 @@ class EventChannels:
         return self._abi.is_pending(Port(port))
 
     def _follow(self, effect: int, vcpu: Vcpu, port: Port) -> None:
+        if effect & Effect.PENDING and self.on_port is not None:
+            self.on_port(vcpu, port)
         if effect & Effect.UPCALL:
             self.on_pending(vcpu, port)
         if effect & Effect.PENDING and self.pollers:
