@@ -35,8 +35,8 @@ _EDGES = (0, 1, U64, 1 << 31, 1 << 32, 1 << 47, 1 << 63, 0xFFFF_8000_0000_0000, 
 _BLOCK, _SHUTDOWN, _POLL = 1, 2, 3
 _RARELY = 0.02
 NULL_SS_GIVES_LEVEL_0 = True
-"""Unicorn makes a kernel that loads SS with a null selector privilege level 0: not tried until the
-engine refuses it."""
+"""Unicorn makes a kernel that loads SS with a null selector privilege level 0, and only our native
+part refuses it: not tried."""
 _POOL_WORDS = 512
 _PLACES = (0, 0, 0, 8, 64, 4088, 4092, 2048)
 _SELECTORS = (0, 3, 0xE02B, 0xE033, 0xE030, 0xE023, 0xE008, 0xE041, 0xE013, 0x2B, 0xF, 0x1233)

@@ -6,7 +6,7 @@ A case that passes in spite of standing here is reported as XPASS: take it out.
 from __future__ import annotations
 
 _MISSING: dict[str, tuple[str, ...]] = {
-    "engine: a null SS makes the kernel privilege level 0": ("trap/null-ss",),
+    "engine without its native part: a null SS makes the kernel level 0": ("trap/null-ss",),
     "call gates": ("descriptor/call-gate",),
 }
 EXPECTED_FAILURES = {name: reason for reason, names in _MISSING.items() for name in names}

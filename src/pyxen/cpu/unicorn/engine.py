@@ -195,6 +195,9 @@ class UnicornEngine(Engine):
         while True:
             error = self._hooks.run()
             exited = self._hooks.take()
+            if not self.regs.dwords[layout.HFLAGS >> 2] & layout.HF_CPL:
+                # Native code refuses it before; see CAVEATS.md.
+                return EngineFailure("a null SS made it privilege level 0")
             why = self._breakpoints.resolve(exited)
             if why is not None:
                 return why

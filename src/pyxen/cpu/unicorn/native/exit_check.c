@@ -75,11 +75,14 @@ static void check_in_line(u8 *ctx)
 #define PAGE_FAULT 14
 #define FAULT_USER_PRESENT 5
 #define FAULT_WRITE 2
+#define GENERAL_PROTECTION 13
+#define SEGMENT_SS 2
 
 static struct {
     void (*lcall)(u64 *env, int cs, u64 rip, int shift, u64 next);
     void (*lret)(u64 *env, int shift, int addend);
     void (*iret)(u64 *env, int shift, int next);
+    void (*load_seg)(u64 *env, int segment, int selector);
     void (*raise)(u64 *env, int vector, int error_code, u64 host_pc);
 } far;
 
@@ -117,8 +120,18 @@ static void my_iret(u64 *env, int shift, int next)
     far.iret(env, shift, next);
 }
 
+/* SS says the privilege level, and a null selector says level 0, which is nobody's here. */
+static void my_load_seg(u64 *env, int segment, int selector)
+{
+    if (UNLIKELY(segment == SEGMENT_SS && !(selector & 0xfffc)))
+        far.raise(env, GENERAL_PROTECTION, 0, (u64)__builtin_return_address(0));
+    far.load_seg(env, segment, selector);
+}
+
 static void *guarded(void *function)
 {
+    if (function == (void *)far.load_seg)
+        return (void *)my_load_seg;
     if (function == (void *)far.lcall)
         return (void *)my_lcall;
     if (function == (void *)far.lret)
@@ -260,6 +273,7 @@ static bool find_functions(void *library)
         {(void **)&far.lcall, "helper_lcall_protected_x86_64"},
         {(void **)&far.lret, "helper_lret_protected_x86_64"},
         {(void **)&far.iret, "helper_iret_protected_x86_64"},
+        {(void **)&far.load_seg, "helper_load_seg_x86_64"},
         {(void **)&far.raise, "raise_exception_err_ra_x86_64"},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
