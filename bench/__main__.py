@@ -11,7 +11,14 @@ from pathlib import Path
 
 from bench import facts, report
 from bench.image import MEMORY_MIB, build_image
-from bench.measure import Run, measure_cold, measure_guest, measure_idle, measure_python
+from bench.measure import (
+    Run,
+    measure_cold,
+    measure_guest,
+    measure_idle,
+    measure_python,
+    measure_two_vcpus,
+)
 from bench.peers import Peer, PyxenPeer, QemuPeer
 from pyxen.errors import UserError
 
@@ -99,8 +106,10 @@ def _rounds(peers: list[Peer], options: argparse.Namespace) -> list[Run]:
         first = n % len(peers)
         for peer in peers[first:] + peers[:first]:
             runs.append(_told(f"{n + 1}/{options.runs}", measure_guest(peer)))
-            if peer.name == "pyxen" and isinstance(peer, PyxenPeer) and not options.no_cold:
-                runs.append(_told("cold", measure_cold(peer)))
+            if peer.name == "pyxen" and isinstance(peer, PyxenPeer):
+                runs.append(_told("2 vCPUs", measure_two_vcpus(peer)))
+                if not options.no_cold:
+                    runs.append(_told("cold", measure_cold(peer)))
     if options.idle:
         runs += [_told("idle", measure_idle(peer, options.idle)) for peer in peers]
     return runs
