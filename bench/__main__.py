@@ -18,6 +18,7 @@ from bench.measure import (
     measure_hypercalls,
     measure_idle,
     measure_python,
+    measure_two_vcpus,
 )
 from bench.peers import Peer, PyxenPeer, QemuPeer
 from pyxen.errors import UserError
@@ -106,8 +107,10 @@ def _rounds(peers: list[Peer], options: argparse.Namespace) -> list[Run]:
         first = n % len(peers)
         for peer in peers[first:] + peers[:first]:
             runs.append(_told(f"{n + 1}/{options.runs}", measure_guest(peer)))
-            if peer.name == "pyxen" and isinstance(peer, PyxenPeer) and not options.no_cold:
-                runs.append(_told("cold", measure_cold(peer)))
+            if peer.name == "pyxen" and isinstance(peer, PyxenPeer):
+                runs.append(_told("2 vCPUs", measure_two_vcpus(peer)))
+                if not options.no_cold:
+                    runs.append(_told("cold", measure_cold(peer)))
         for peer in peers:
             if isinstance(peer, PyxenPeer):
                 runs.append(_told("hypercalls", measure_hypercalls(peer)))

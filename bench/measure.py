@@ -59,6 +59,23 @@ def measure_guest(peer: Peer) -> Run:
     return run
 
 
+def measure_two_vcpus(peer: PyxenPeer) -> Run:
+    """Fork and exec again, in a guest with two vCPUs."""
+    run = Run(peer.name)
+    peer.prepare()
+    time.sleep(SETTLE_S)
+    try:
+        with _running(peer, vcpus=2) as guest:
+            console = guest.console
+            console.wait_for(PROMPT.encode(), BOOT_S)
+            console.type(f"{PROGRAM} fork_exec")
+            console.wait_for(b"@result fork_exec ", SECTION_S)
+            run.values["fork_exec_2"] = float(console.rest_of_line(SECTION_S).split()[0])
+    except GuestFailure as failure:
+        run.failure = str(failure)
+    return run
+
+
 def measure_cold(peer: PyxenPeer) -> Run:
     """From `xl create` to the guest's first byte when xend has to be started too."""
     run = Run(peer.name)
@@ -97,8 +114,8 @@ def measure_idle(peer: Peer, seconds: float) -> Run:
 
 
 @contextmanager
-def _running(peer: Peer) -> Iterator[Guest]:
-    guest = peer.start()
+def _running(peer: Peer, vcpus: int = 1) -> Iterator[Guest]:
+    guest = peer.start(vcpus) if isinstance(peer, PyxenPeer) else peer.start()
     try:
         yield guest
     finally:

@@ -171,11 +171,11 @@ class PyxenPeer:
         """Have xend running."""
         self.xl("list")
 
-    def start(self) -> Guest:
+    def start(self, vcpus: int = 1) -> Guest:
         """xl create -c."""
         with self._errors.open("wb") as errors:
             begun = time.monotonic()
-            command = self.command("create", "-c", str(self.config))
+            command = self.command("create", "-c", str(self.config), f"vcpus={vcpus}")
             return PyxenGuest(_popen(command, self._environment, errors), begun, self)
 
     def domain_pid(self) -> int:

@@ -18,17 +18,20 @@ Summary: TypeAlias = dict[str, dict[str, dict[str, float]]]
 
 
 def summarise(runs: Iterable[Run], base: str) -> Summary:
-    """Bring the runs together; `base` is the peer that ratios refer to."""
+    """Bring the runs together; `base` is the peer that ratios refer to, unless a metric says."""
     found: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         for name, value in run.values.items():
             found.setdefault(name, {}).setdefault(run.peer, []).append(value)
     summary: Summary = {}
-    for name in METRICS:
+    for name, metric in METRICS.items():
         peers = found.get(name, {})
         summary[name] = {peer: _spread(values) for peer, values in peers.items()}
-        for spread in summary[name].values():
-            if base in peers and (median := statistics.median(peers[base])):
+        for peer, spread in summary[name].items():
+            reference = (
+                found.get(metric.against, {}).get(peer) if metric.against else peers.get(base)
+            )
+            if reference and (median := statistics.median(reference)):
                 spread["ratio"] = spread["median"] / median
     return summary
 

@@ -1,5 +1,6 @@
 /*
- * Measures a guest from the inside; run as `guestbench`, inside of the guest.
+ * Measures a guest from the inside; run as `guestbench`, inside of the guest; `guestbench fork_exec`
+ * does only that section.
  *
  * Prints for every section, each at the start of a line:
  *     @begin NAME
@@ -203,8 +204,14 @@ static void measure_pipe(void)
     waitpid(child, NULL, 0);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && !strcmp(argv[1], "fork_exec")) {
+        fork_and_exec();
+        once("fork_exec", fork_and_exec);
+        printf("@end\n");
+        return 0;
+    }
     copy_from = malloc(COPY_BYTES);
     copy_to = malloc(COPY_BYTES);
     if (!copy_from || !copy_to)

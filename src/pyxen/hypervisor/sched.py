@@ -17,7 +17,7 @@ from pyxen.hypervisor.vcpu import Vcpu
 TIME_SLICE_NS = 5_000_000
 WAKE_CREDIT_NS = 1_000_000
 """How far before the running vCPU one is set that wakes up after a longer sleep."""
-WAKE_GRACE_NS = 200_000
+WAKE_GRACE_NS = 500_000
 """How long the running vCPU may go on when one has woken up that goes first."""
 
 

@@ -38,6 +38,7 @@ from pyxen.abi.xen import VIRQ_TIMER, SharedInfo, VcpuInfo, VcpuTimeInfo
 from pyxen.cpu.base import HYPERCALL, PREEMPTED, SPINNING, Exit
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor.domain import ShutdownReason
+from pyxen.hypervisor.sched import WAKE_GRACE_NS
 from pyxen.hypervisor.vcpu import RunState
 from pyxen.types import VcpuId
 
@@ -162,7 +163,7 @@ def test_a_woken_vcpu_does_not_wait_for_the_slice(guest: PvGuest) -> None:
 
     def note() -> Exit:
         order.append(guest.domain.current.vcpu_id)
-        guest.clock.advance(MS // 10)
+        guest.clock.advance(WAKE_GRACE_NS // 2)
         return PREEMPTED
 
     def wake() -> Exit:
