@@ -41,8 +41,10 @@ class Session:
         """Run a shell command in the guest; returns what it printed."""
         self.type(command + "\n")
         self.expect(b"\n")
-        shown = self.expect(PROMPT)
-        return shown.removesuffix(PROMPT).decode(errors="replace").replace("\r", "").strip()
+        shown = self.expect(PROMPT).removesuffix(PROMPT).decode(errors="replace")
+        # What is typed while the shell is still on its way to its prompt is echoed twice: by the
+        # terminal, and by the shell when it reads it.
+        return shown.replace("\r", "").strip().removeprefix(command).strip()
 
     def interrupt(self) -> None:
         """Ctrl-C until the prompt is back: the shell may be between two commands when it comes."""
