@@ -34,6 +34,7 @@ from typing import Final, Protocol
 from pyxen.abi.errno import E
 from pyxen.cpu.pvstate import PvDomain
 from pyxen.errors import XenError
+from pyxen.hypervisor.descriptor import is_allowed_descriptor
 from pyxen.memory import layout
 from pyxen.memory.frames import (
     DYING,
@@ -491,24 +492,3 @@ class PageTypes:
         """Undo a validation that stopped half-way. Raises: Restart."""
         self._die(mfn)
         self.finish_dying()
-
-
-_PRESENT = 1 << 47
-_NOT_SYSTEM = 1 << 44
-_CODE = 1 << 43
-_CODE_CONFORMING = 1 << 42
-_KIND = 0xF << 40
-
-
-def is_allowed_descriptor(descriptor: int) -> bool:
-    """Whether a guest may have this descriptor: code and data at its own privilege, or absent.
-
-    No system descriptors or gates, no conforming code (check_descriptor of
-    xen/arch/x86/pv/descriptor-tables.c). Guests write level 0 or 1 for their kernel segments;
-    whether these work is decided when they are loaded.
-    """
-    if not descriptor & _PRESENT:
-        return True
-    if not descriptor & _NOT_SYSTEM:
-        return descriptor & _KIND == 0
-    return not (descriptor & _CODE and descriptor & _CODE_CONFORMING)

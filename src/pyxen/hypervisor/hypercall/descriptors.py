@@ -14,9 +14,10 @@ from pyxen.abi.arch_x86 import FIRST_RESERVED_GDT_ENTRY, TrapInfo
 from pyxen.abi.errno import E
 from pyxen.cpu.pvstate import TRAPS
 from pyxen.errors import XenError
+from pyxen.hypervisor.descriptor import is_allowed_descriptor
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.continuation import work
-from pyxen.hypervisor.page_types import Restart, is_allowed_descriptor
+from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
