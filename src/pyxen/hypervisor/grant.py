@@ -118,7 +118,6 @@ class GrantTable:
         self._frames = frames
         self._types = types
         self._active: dict[int, ActiveEntry] = {}
-        self._frames_in_use: dict[int, int] = {}
         self.max_frames = max_frames
         self.max_version = max_version
         self.entries = SharedEntries(memory, frames)
@@ -238,16 +237,12 @@ class GrantTable:
             marks |= GTF_writing
         if not any(active.pins):
             marks |= GTF_reading
-            self._deactivate(gref)
+            del self._active[gref]
         self.entries.clear(gref, marks)
 
     def active_frame(self, gref: int) -> Mfn:
         """The frame of an entry in use."""
         return self._active[gref].extent.mfn
-
-    def is_in_use(self, mfn: int) -> bool:
-        """Whether an entry in use names this frame."""
-        return mfn in self._frames_in_use
 
     def accepts_transfer(self, gref: int, domid: int) -> bool:
         """Whether an entry waits for a page of a domain (gnttab_prepare_for_transfer)."""
@@ -360,19 +355,10 @@ class GrantTable:
     def _pin(self, gref: int, active: ActiveEntry, use: Use) -> None:
         if self.on_use is not None:
             self.on_use("grant_map", GrantRef(gref), use.writes)
-        if gref not in self._active:
-            mfn = active.extent.mfn
-            self._active[gref] = active
-            self._frames_in_use[mfn] = self._frames_in_use.get(mfn, 0) + 1
+        self._active.setdefault(gref, active)
         for pin in use.pins:
             active.pins[pin] += 1
         self.entries.mark(gref, GTF_reading | GTF_writing if use.writes else GTF_reading)
-
-    def _deactivate(self, gref: int) -> None:
-        mfn = self._active.pop(gref).extent.mfn
-        left = self._frames_in_use.pop(mfn) - 1
-        if left:
-            self._frames_in_use[mfn] = left
 
 
 def refuse_of_domain_0(gref: int) -> NoReturn:

@@ -119,10 +119,6 @@ class FrameTable:
         """What the frame is used as now."""
         return FrameType(self.dwords[mfn * 4] & TYPE_MASK)
 
-    def is_table(self, mfn: int) -> bool:
-        """Whether the guest may only read the frame: a page table or a descriptor table."""
-        return FrameType.L1 <= self.dwords[mfn * 4] & TYPE_MASK <= FrameType.SEGDESC
-
     def uses(self, mfn: int) -> int:
         """How often the frame is used as its type."""
         return self.dwords[mfn * 4 + 1]
