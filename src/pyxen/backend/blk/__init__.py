@@ -1,0 +1,1 @@
+"""The block back end: what a guest's xen-blkfront talks to."""

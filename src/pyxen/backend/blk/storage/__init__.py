@@ -1,0 +1,1 @@
+"""Where a virtual disk's data is: files and block devices, and images that QEMU reads."""
