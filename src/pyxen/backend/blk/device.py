@@ -299,7 +299,7 @@ class BlockDevice:
             self._barrier, self._barrier_waits = active, True
         else:
             self._step(active)
-        return 1 + len(active.extents)
+        return 1 + (len(active.mapping.mfns) if active.mapping is not None else 0)
 
     def _transfer(self, ring: BackRing, request: Transfer) -> Active:
         """Check a transfer, and take its pages into use. Raises: Refused, with nothing in use."""

@@ -46,11 +46,13 @@ class Completions:
             os.eventfd_read(self._event)
         except BlockingIOError:
             return
-        for _ in range(2):
-            for _ in range(len(self._posted)):
-                self._posted.popleft()()
-        if self._posted:
-            os.eventfd_write(self._event, 1)
+        try:
+            for _ in range(2):
+                for _ in range(len(self._posted)):
+                    self._posted.popleft()()
+        finally:
+            if self._posted:
+                os.eventfd_write(self._event, 1)
 
     def wait(self) -> None:
         """Sleep until something is posted, and drain."""
