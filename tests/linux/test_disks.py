@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def start(tmp_path: Path, demo: DemoImage, host: Host) -> Callable[..., Session]
     return start_one
 
 
+def make_file_system(image: Path) -> None:
+    subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", str(image)], check=True)
+
+
 def has_device(console: Session, name: str) -> bool:
     return name in console.run("cat /proc/partitions").split()
 
@@ -60,11 +65,12 @@ def states(host: Host) -> list[list[str]]:
 def test_a_disk_of_the_configuration(
     start: Callable[..., Session], host: Host, image: Path
 ) -> None:
+    make_file_system(image)
     console = start(f"{image},raw,xvda,rw")
     wait_until(lambda: has_device(console, "xvda"))
     whole = hashlib.md5(image.read_bytes()).hexdigest()
     assert console.run("md5sum /dev/xvda").split()[0] == whole
-    console.run("mkfs.ext2 /dev/xvda >/dev/null 2>&1; mount -t ext4 /dev/xvda /mnt")
+    console.run("mount -t ext4 /dev/xvda /mnt")
     console.run("dd if=/dev/urandom of=/mnt/file bs=64k count=64 2>/dev/null; sync")
     written = console.run("md5sum /mnt/file").split()[0]
     assert "/dev/xvda /mnt ext4" in console.run("grep xvda /proc/mounts")
@@ -132,7 +138,9 @@ def test_a_paused_domain(start: Callable[..., Session], host: Host, image: Path)
 
 
 def test_media_of_a_drive(start: Callable[..., Session], host: Host, image: Path) -> None:
-    console = start(",empty,xvdc:cdrom,r", f"{image},raw,xvda,rw")
+    other = image.with_name("other.img")
+    other.write_bytes(bytes(MIB))
+    console = start(",empty,xvdc:cdrom,r", f"{other},raw,xvda,rw")
     wait_until(lambda: has_device(console, "xvda"))
     size = "cat /sys/block/xvdc/size"
     assert console.run(size) == "0"
@@ -141,7 +149,8 @@ def test_media_of_a_drive(start: Callable[..., Session], host: Host, image: Path
     assert console.run("head -c 4096 /dev/xvdc | md5sum").split()[0] == (
         hashlib.md5(image.read_bytes()[:4096]).hexdigest()
     )
-    assert host.xl("cd-insert", "guest", "xvdc", f"{image}.none", check=False).returncode == 1
+    for bad in (f"{image}.none", str(image.parent), str(other)):
+        assert host.xl("cd-insert", "guest", "xvdc", bad, check=False).returncode == 1
     assert host.xl("cd-eject", "guest", "xvda", check=False).returncode == 1
     assert console.run(size) == str(16 * MIB // 512)
     host.xl("cd-eject", "guest", "xvdc")
@@ -160,9 +169,11 @@ def test_an_image_that_grows(start: Callable[..., Session], image: Path) -> None
 
 def test_detach_of_a_mounted_disk(start: Callable[..., Session], host: Host, image: Path) -> None:
     """Linux since 5.14 lets a disk that is in use go; what was synced is on the host."""
+    make_file_system(image)
     console = start(f"{image},raw,xvda,rw")
     wait_until(lambda: has_device(console, "xvda"))
-    console.run("mkfs.ext2 /dev/xvda >/dev/null 2>&1; mount -t ext4 /dev/xvda /mnt")
+    console.run("mount -t ext4 /dev/xvda /mnt")
+    assert "/dev/xvda /mnt ext4" in console.run("grep xvda /proc/mounts")
     console.run("echo kept for good >/mnt/file; sync")
     done = host.xl("block-detach", "guest", "xvda", check=False)
     assert done.returncode == 0, done.stderr
