@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).parents[1]
-sys.path.append(str(UNIT / "xenstored"))
-sys.path.append(str(UNIT / "hypervisor"))
+sys.path.append(str(Path(__file__).parents[1] / "xenstored"))
+sys.path.append(str(Path(__file__).parents[1] / "hypervisor"))
 
 from pv_guest import PvGuest
 from xenstore_client import Client, make_guest
 
-from pyxen.abi.event_channel import EVTCHNOP_alloc_unbound, EvtchnAllocUnbound
+from pyxen.abi.event_channel import EvtchnAllocUnbound, EVTCHNOP_alloc_unbound
 from pyxen.abi.xen import DOMID_SELF
 from pyxen.backend.blk.storage.base import Storage
 from pyxen.backend.blk.storage.open import Image
