@@ -24,6 +24,7 @@ from pyxen.cpu.base import (
 )
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor import exception, trap
+from pyxen.hypervisor.context_switch import switch_to
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall import continuation, table
 from pyxen.hypervisor.hypercall.vcpu_op import publish_runstate, publish_time
@@ -91,7 +92,10 @@ class RunLoop:
     def _turn(self, vcpu: Vcpu) -> None:
         """Run one vCPU until the world wants attention, or it blocks, or its time is over."""
         d, world, engine, sched = self.domain, self.world, self.domain.engine, self.domain.sched
-        d.select(vcpu)
+        if d.current is vcpu:
+            d.select(vcpu)
+        else:
+            switch_to(d, vcpu)
         self._enter(vcpu, RunState.RUNNING)
         sched.begin(d.time.now_ns())
         self._arm(vcpu)

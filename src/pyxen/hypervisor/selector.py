@@ -92,7 +92,10 @@ def stack_segment(d: Domain, v: Vcpu, selector: int, *, user: bool) -> SegmentCa
 
 
 def data_segment(d: Domain, v: Vcpu, selector: int) -> SegmentCache | None:
-    """What MOV to a data segment register would load for user mode; None if it would fault."""
+    """What MOV to a data segment register would load for user mode; None if it would fault.
+
+    selector: not null.
+    """
     entry = descriptor(d, v, selector)
     if entry is None or not entry & _NOT_SYSTEM or not entry & _PRESENT:
         return None

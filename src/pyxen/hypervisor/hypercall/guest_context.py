@@ -18,6 +18,7 @@ from pyxen.hypervisor.hypercall.cpu_state import fpu_taskswitch, set_cr4, set_de
 from pyxen.hypervisor.hypercall.descriptors import load_gdt
 from pyxen.hypervisor.msr import is_canonical
 from pyxen.hypervisor.privilege import update_ports
+from pyxen.hypervisor.selector import DS, ES, FS, GS
 from pyxen.hypervisor.trap import EFLAGS_IF, EFLAGS_IOPL
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.frames import FrameType
@@ -32,6 +33,7 @@ _ADDRESSES = (
     *("kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user"),
     *("event_callback_eip", "failsafe_callback_eip", "syscall_callback_eip"),
 )
+_DATA_SEGMENTS = {DS: "ds", ES: "es", FS: "fs", GS: "gs"}
 _WORK = 256
 CR0_TS = 1 << 3
 
@@ -96,6 +98,9 @@ def _set_registers(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     regs.rflags = context.user_regs.rflags & ~EFLAGS_IOPL | EFLAGS_IF
     target.pv.iopl = context.user_regs.rflags >> 12 & 3
     d.engine.enter_kernel_mode()
+    for segment, name in _DATA_SEGMENTS.items():
+        # What they name is looked at when the vCPU first runs (context_switch.py).
+        regs.set_segment(segment, getattr(context.user_regs, name), 0, 0, 0)
     regs.fs_base = context.fs_base
     regs.gs_base = context.gs_base_kernel
     d.engine.set_cr3(target.pv.cr3)
