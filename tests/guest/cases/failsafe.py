@@ -160,6 +160,24 @@ CASES = [
 2:       hypercall sched_op, $SCHEDOP_block, $0
          jmp 2b
 @end:""", (_SS,), FLAG, vcpus=2),
+    Case("failsafe/ldt-of-the-context", "VCPUOP_initialise: selectors of the context's own LDT",
+         f"""{CONTEXT}
+         movabs  $0x00cff3000000ffff, %rax
+         mov     %rax, {_LDT_PAGE}+8
+         remap   ${_LDT_PAGE}, PAGE_RO
+         movq ${_LDT_PAGE}, pages+CTX_LDT_BASE
+         movq $2, pages+CTX_LDT_ENTS
+         movw $0xf, pages+CTX_DS
+         result_of vcpu_op, $VCPUOP_initialise, $1, $pages
+         hypercall vcpu_op, $VCPUOP_up, $1, $0
+1:       hypercall sched_op, $SCHEDOP_yield, $0
+         cmpq $0, @flag\n je 1b
+         report @flag
+         jmp @end
+@second: mov %ds, %eax\n movzwl %ax, %eax\n mov %rax, @flag
+2:       hypercall sched_op, $SCHEDOP_block, $0
+         jmp 2b
+@end:""", (0, 0xF), FLAG, vcpus=2),
     Case("failsafe/no-stack", "load_segments: a stack that cannot be written crashes the domain",
          f"{_START_SECOND}{_LDT} mov $0xf, %eax\n mov %eax, %fs\n {_NO_LDT}"
          f" mov $NOT_MAPPED, %rsp\n {_YIELD}{_IDLE}", (), FLAG, crash="double fault", vcpus=2),

@@ -71,6 +71,8 @@ _REGISTERS = {
 _OWN |= _REGISTERS | {
     "CTX_FLAGS": _CONTEXT["flags"],
     "CTX_CR3": _CONTEXT["ctrlreg"] + 3 * 8,
+    "CTX_LDT_BASE": _CONTEXT["ldt_base"],
+    "CTX_LDT_ENTS": _CONTEXT["ldt_ents"],
     "CTX_KERNEL_SS": _CONTEXT["kernel_ss"],
     "CTX_KERNEL_SP": _CONTEXT["kernel_sp"],
     "CTX_EVENT": _CONTEXT["event_callback_eip"],

@@ -118,11 +118,21 @@ def update_descriptor(d: Domain, v: Vcpu, maddr: int, descriptor: int) -> int:
 
 def set_ldt(d: Domain, v: Vcpu, vaddr: int, entries: int) -> None:
     """MMUEXT_SET_LDT: show `entries` descriptors at a page-aligned address as the vCPU's LDT."""
+    check_ldt(vaddr, entries)
+    # COMMIT
+    load_ldt(d, v, vaddr, entries)
+
+
+def check_ldt(vaddr: int, entries: int) -> None:
+    """Where an LDT may be, and how long. Raises: XenError(EINVAL)."""
     if entries > _MAX_LDT_ENTRIES or (
         entries and (vaddr & (PAGE_SIZE - 1) or not is_guest_vaddr(vaddr))
     ):
         raise XenError(E.INVAL, f"LDT of {entries} descriptors at {vaddr:#x}")
-    # COMMIT
+
+
+def load_ldt(d: Domain, v: Vcpu, vaddr: int, entries: int) -> None:
+    """Show what `check_ldt` has passed as the vCPU's LDT, by its own page tables."""
     v.ldt_vaddr, v.pv.ldt_entries = vaddr, entries
     map_ldt(d, v)
 
@@ -136,7 +146,7 @@ def map_ldt(d: Domain, v: Vcpu) -> None:
     frames: list[int | None] = []
     for page in range((v.pv.ldt_entries + 511) // 512):
         vaddr = v.ldt_vaddr + page * PAGE_SIZE
-        maddr = translate(d.memory, d.space.cr3, vaddr) if is_guest_vaddr(vaddr) else None
+        maddr = translate(d.memory, v.pv.cr3, vaddr) if is_guest_vaddr(vaddr) else None
         frames.append(None if maddr is None else _use_for_ldt(d, maddr >> PAGE_SHIFT))
     old, v.ldt_frames = v.ldt_frames, tuple(mfn for mfn in frames if mfn is not None)
     _show(d, v, _FIRST_LDT_PAGE, _LDT_PAGES, frames)
