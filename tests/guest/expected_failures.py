@@ -7,7 +7,6 @@ from __future__ import annotations
 
 _MISSING: dict[str, tuple[str, ...]] = {
     "engine without its native part: a null SS makes the kernel level 0": ("trap/null-ss",),
-    "call gates": ("descriptor/call-gate",),
 }
 EXPECTED_FAILURES = {name: reason for reason, names in _MISSING.items() for name in names}
 """Name of the case -> what is missing."""

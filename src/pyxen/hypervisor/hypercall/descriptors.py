@@ -14,7 +14,7 @@ from pyxen.abi.arch_x86 import FIRST_RESERVED_GDT_ENTRY, TrapInfo
 from pyxen.abi.errno import E
 from pyxen.cpu.pvstate import TRAPS
 from pyxen.errors import XenError
-from pyxen.hypervisor.descriptor import is_allowed_descriptor
+from pyxen.hypervisor.descriptor import checked_descriptor
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.page_types import Restart
@@ -107,12 +107,13 @@ def _show(d: Domain, v: Vcpu, first: int, pages: int, frames: Sequence[int | Non
 def update_descriptor(d: Domain, v: Vcpu, maddr: int, descriptor: int) -> int:
     """HYPERVISOR_update_descriptor: one descriptor by its machine address."""
     mfn = maddr >> PAGE_SHIFT
-    if maddr & 7 or not is_allowed_descriptor(descriptor):
+    checked = checked_descriptor(descriptor)
+    if maddr & 7 or checked is None:
         raise XenError(E.INVAL, f"descriptor {descriptor:#x} at {maddr:#x}")
     if not (d.frames.is_domains(mfn) and d.frames.uses(mfn) and d.frames.type(mfn) is _SEGDESC):
         d.types.check_writable(mfn)
     # COMMIT
-    d.memory.write_u64(maddr, descriptor)
+    d.memory.write(maddr, checked.to_bytes(8, "little"))
     return 0
 
 
