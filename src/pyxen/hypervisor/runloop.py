@@ -173,12 +173,17 @@ class RunLoop:
                 exception.stepped_over_hypercall(d, vcpu)
 
     def _deadline(self, running: Vcpu | None) -> int | None:
-        """Host time at which the loop has something to do by itself."""
+        """Host time at which the loop has something to do by itself.
+
+        Watchdogs run on while the tool stack has paused the domain, as in Xen; other timers are
+        looked at when it goes on.
+        """
         d = self.domain
-        if d.stopped:
+        if d.shutdown_reason is not None:
             return None
-        times = [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
-        times += d.watchdogs.values()
+        times = list(d.watchdogs.values())
+        if not d.pause_count:
+            times += [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
         self._due_ns = min(times, default=None)
         if running is not None:
             times.append(d.time.next_resync_ns)
@@ -189,9 +194,14 @@ class RunLoop:
     def _timers(self) -> None:
         """Fire what is due: vCPU timers, poll timeouts, watchdogs, the time record."""
         d = self.domain
-        if d.stopped:
+        if d.shutdown_reason is not None:
             return
         now = d.time.now_ns()
+        if d.watchdogs and now >= min(d.watchdogs.values()):
+            d.shutdown(ShutdownReason.WATCHDOG)
+            return
+        if d.pause_count:
+            return
         if now >= d.time.next_resync_ns:
             d.time.resync()
             for vcpu in self._vcpus:
@@ -202,8 +212,6 @@ class RunLoop:
         for vcpu in self._vcpus:
             if vcpu.up:
                 self._vcpu_timers(vcpu, now)
-        if any(now >= due for due in d.watchdogs.values()):
-            d.shutdown(ShutdownReason.WATCHDOG)
 
     def _vcpu_timers(self, vcpu: Vcpu, now: int) -> None:
         d = self.domain
