@@ -7,7 +7,7 @@ Later uses rest on what was found then, whatever the guest has made of the entry
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
@@ -269,6 +269,22 @@ class GrantTable:
     def end(self, gref: GrantRef, *, write: bool) -> None:
         """Stop to use what `begin` or `begin_copy` gave."""
         self.release(gref, WRITE if write else READ)
+
+    def begin_many(self, grefs: Sequence[int], *, write: bool) -> list[Mfn]:
+        """`begin` for each, all or nothing. Raises: XenError."""
+        begun: list[Mfn] = []
+        try:
+            for gref in grefs:
+                begun.append(self.begin(GrantRef(gref), write=write))
+        except XenError:
+            self.end_many(grefs[: len(begun)], write=write)
+            raise
+        return begun
+
+    def end_many(self, grefs: Sequence[int], *, write: bool) -> None:
+        """`end` for each."""
+        for gref in grefs:
+            self.end(GrantRef(gref), write=write)
 
     @property
     def uses(self) -> dict[GrantRef, tuple[int, int]]:

@@ -9,7 +9,7 @@ same address, so nothing else may hold guest memory.
 
 The three views are for frames that never hold code (tables, rings, shared info). Everything that a
 back end or a hypercall writes into ordinary guest memory goes through `write`, which tells the
-engine: there may be translated code.
+engine: there may be translated code. Who lets the kernel write there says so with `written`.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class MachineMemory:
         self.bytes[maddr : maddr + length] = data
         if self.on_write is not None:
             self.on_write(maddr, length)
+
+    def written(self, maddr: int, length_bytes: int) -> None:
+        """Somebody wrote through a slice of `bytes` (a system call, for a disk's data)."""
+        if self.on_write is not None:
+            self.on_write(maddr, length_bytes)
 
     def read_u64(self, maddr: int) -> int:
         """The word at an address that is a multiple of 8."""
