@@ -1,7 +1,8 @@
 """`make fuzz FUZZ="--seconds 60 --seed 1"`: random operations from a guest, for a while.
 
-Domains with an even number are tame: they do nothing that needs page types to be harmless, and
-everything must hold for them. The others do anything. A failure prints what to run to see it again.
+Domains with an even number are tame: they leave their tables and their own code alone, seldom
+crash, and so come further. The others do anything. Everything must hold for both. A failure prints
+what to run to see it again.
 """
 
 from __future__ import annotations
