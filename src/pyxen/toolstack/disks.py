@@ -117,15 +117,16 @@ async def _opened(xend: Xend, domain: Domain, plan: DiskPlan) -> None:
 
 async def _connected(xend: Xend, domain: Domain, plan: DiskPlan) -> None:
     """Wait until the guest has the disk; not for one that stands still. UserError."""
-    state = f"{plan.back(domain.domid)}/state"
+    states = [f"{end}/state" for end in (plan.back(domain.domid), front(domain.domid, plan.devid))]
     store = xend.store.local
 
     def connected() -> bool | None:
-        return True if _number(store, state) == XenbusStateConnected else None
+        both = all(_number(store, state) == XenbusStateConnected for state in states)
+        return True if both else None
 
     if await _stands_still(domain):
         return
-    if await _wait(xend, domain, [state], connected, CONNECT_SECONDS) is None:
+    if await _wait(xend, domain, states, connected, CONNECT_SECONDS) is None:
         if await _stands_still(domain):
             return
         raise UserError(
