@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -196,8 +198,6 @@ def test_a_block_device(loop: Path, image: Path, workers: Workers, direct: bool)
 
 
 def _address(view: memoryview) -> int:
-    import ctypes
-
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
@@ -253,6 +253,14 @@ def test_a_drain_ends(workers: Workers) -> None:
     assert count == 2
     completions.drain()
     assert count == 4, "it is told that there is more"
+
+
+def test_who_drains_is_not_woken_for_what_it_posts(workers: Workers) -> None:
+    completions, seen = workers.completions, []
+    completions.post(lambda: completions.post(lambda: seen.append(1)))
+    completions.drain()
+    assert seen == [1]
+    assert not select.select([completions], [], [], 0)[0]
 
 
 def test_what_is_posted_before_an_exception_is_not_lost(workers: Workers) -> None:
