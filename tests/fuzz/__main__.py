@@ -1,9 +1,9 @@
 """`make fuzz FUZZ="--seconds 60 --seed 1"`: random operations from a guest, for a while.
 
 Two campaigns share the time. `guest` is a kernel that does anything: domains with an even number
-are tame, they do nothing that needs page types to be harmless, and everything must hold for them.
-`blk` is a front end of the block back end (blk_ring.py). A failure prints what to run to see it
-again.
+are tame, they leave their tables and their own code alone, seldom crash, and so come further.
+Everything must hold for both. `blk` is a front end of the block back end (blk_ring.py). A failure
+prints what to run to see it again.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Subject:
         self.domain.on_shutdown = lambda reason: self.world.stop()
         entry = self._symbols[kernel.labels[CASE.name]]
         self._put("case_entry", entry.to_bytes(8, "little"))
-        self.generator = Generator(seed, self._places(), tame=tame)
+        self.generator = Generator(seed, self._places(), tame=tame, native=native)
         self.vcpu = self.domain.vcpus[VcpuId(0)]
 
     def _xenstore(self) -> None:

@@ -8,6 +8,7 @@ Source: xl-disk-configuration(5), and what real xl accepts (a parameter reaches 
 of several readings the longest counts).
 """
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -59,6 +60,18 @@ def parse_disk(words: Iterable[str]) -> Disk:
     for word in words:
         parser.read(word)
     return parser.finish(", ".join(words))
+
+
+def absolute_target(target: str) -> str:
+    """A target as seen from here: xend has another working directory.
+
+    A name without a slash at its start may be that of a block device, as for Xen's block script.
+    """
+    if not target or os.path.isabs(target):
+        return target
+    device = f"/dev/{target}"
+    is_device = not os.path.exists(target) and os.path.exists(device)
+    return device if is_device else os.path.abspath(target)
 
 
 class _DiskParser:

@@ -17,6 +17,7 @@ from pyxen.builder.kernel import KernelImage, load_kernel, read_file
 from pyxen.builder.pv import BuiltDomain, PvOptions, build
 from pyxen.cpu.base import Engine
 from pyxen.cpu.unicorn.engine import UnicornEngine
+from pyxen.domain.devices import Devices
 from pyxen.domain.reactor import Reactor
 from pyxen.errors import UserError
 from pyxen.hypervisor.clock import HostClock
@@ -109,6 +110,8 @@ class Machine:
         self._parts.callback(self.pty.close)
         self._connect_console(built, reactor)
         self._connect_xenstore(built)
+        self.devices = Devices(self.domain, reactor)
+        self._parts.callback(self.devices.close)
         self.memory.on_write = self.engine.code_changed
         self.domain.pause()
         self.built = built

@@ -133,8 +133,10 @@ def test_the_end_of_a_file(storage: RawStorage, workers: Workers, image: Path) -
 
 
 def test_a_flush_that_failed_is_not_forgotten(
-    storage: RawStorage, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    image: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    storage = open_raw(image, workers)
+
     def fail(fd: int) -> None:
         raise OSError(ENOSPC, "no space")
 
@@ -142,6 +144,10 @@ def test_a_flush_that_failed_is_not_forgotten(
         patch.setattr(os, "fdatasync", fail)
         assert do(storage, workers, Kind.FLUSH) == ENOSPC
     assert do(storage, workers, Kind.FLUSH) == EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(storage._fd)
 
 
 def test_close_waits(image: Path, workers: Workers) -> None:
