@@ -96,7 +96,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def release(self) -> None:
-        """Give back what `open` took, with everything written."""
+        """Give back what `open` took, perhaps not all, with everything written."""
 
     @abstractmethod
     def close(self) -> None:
@@ -156,12 +156,14 @@ class Backend(ABC):
 
     async def _open(self) -> None:
         await self._let_go()
+        # Already, because the stream may break within: then it is given back when it is begun anew.
+        self._opened = True
         try:
             await self.open()
         except UserError as error:
+            self._opened = False
             await self.hotplug_failed(error)
             return
-        self._opened = True
         await self.write({"hotplug-status": "connected", "state": XenbusStateInitWait})
 
     async def hotplug_failed(self, error: UserError) -> None:

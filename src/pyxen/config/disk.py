@@ -44,6 +44,7 @@ _FLAGS: dict[str, tuple[str, int | bool]] = {
 _CHOICES = ("format", "devtype", "access", "backendtype", "specification", "colo-port")
 KEYS = (*_STRINGS, *_CHOICES, "target")
 
+_REMOTE = re.compile(r"nbd(\+unix)?:")
 _KEY = re.compile(r"([a-z][-a-z0-9_]*)=")
 _FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 _SCRIPT_PREFIXES = ("iscsi", "enbd", "nbd", "drbd")
@@ -67,7 +68,7 @@ def absolute_target(target: str) -> str:
 
     A name without a slash at its start may be that of a block device, as for Xen's block script.
     """
-    if not target or os.path.isabs(target):
+    if not target or os.path.isabs(target) or _REMOTE.match(target):
         return target
     device = f"/dev/{target}"
     is_device = not os.path.exists(target) and os.path.exists(device)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from pyxen.backend.blk.storage.base import Storage
-from pyxen.backend.blk.storage.raw import open_raw
+from pyxen.backend.blk.storage.open import Host, Image, open_storage
 from pyxen.backend.blk.storage.workers import Completions, Workers
-from pyxen.backend.blk.xenbus import DiskBackend, DiskHost, DiskImage
+from pyxen.backend.blk.xenbus import DiskBackend, DiskHost
 from pyxen.backend.xenbus import XenBus
 from pyxen.domain.reactor import Reactor
-from pyxen.errors import UserError
 from pyxen.hypervisor.domain import Domain
+from pyxen.paths import Paths
 from pyxen.proto.xs_client import XsClient
 
 
@@ -22,7 +22,10 @@ class Devices:
     `store` is domain 0's client of xenstore; xend connects it to its xenstored.
     """
 
-    def __init__(self, domain: Domain, reactor: Reactor) -> None:
+    def __init__(self, domain: Domain, reactor: Reactor, paths: Paths) -> None:
+        """paths: of the xend that the domain belongs to."""
+        self._run_dir = paths.domain_run(domain.domid)
+        self._paths = paths
         self._reactor = reactor
         self._completions = Completions()
         self._workers = Workers(self._completions)
@@ -44,9 +47,6 @@ class Devices:
         self._reactor.remove(self._completions.fileno())
         self._completions.close()
 
-    def _open(self, image: DiskImage) -> Storage:
-        if image.format != "raw":
-            raise UserError(f"disk {image.path}: no images of format {image.format}")
-        return open_raw(
-            Path(image.path), self._workers, read_only=image.read_only, direct=image.direct
-        )
+    def _open(self, image: Image, name: str, report: Callable[[str], None]) -> Storage:
+        host = Host(self._reactor, self._workers, self._run_dir, name, report, self._paths)
+        return open_storage(image, host)

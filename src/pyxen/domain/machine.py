@@ -32,6 +32,7 @@ from pyxen.hypervisor.vcpu import RunState
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import MachineMemory
+from pyxen.paths import Paths
 from pyxen.types import DomId, GrantRef, Port, VcpuId
 
 CONSOLE_GREF = GrantRef(0)
@@ -50,6 +51,7 @@ class MachineSpec:
     ramdisk: Path | None
     cmdline: str
     log_dir: Path
+    paths: Paths
     store_port: Port
     console_port: Port
 
@@ -73,6 +75,7 @@ class MachineSpec:
             ramdisk=Path(ramdisk) if ramdisk else None,
             cmdline=str(spec.get("cmdline") or ""),
             log_dir=Path(spec["log_dir"]),
+            paths=Paths(Path(spec["state_dir"]), Path(spec["run_dir"]).parent),
             store_port=Port(int(spec.get("store_port", 1))),
             console_port=Port(int(spec.get("console_port", 2))),
         )
@@ -110,7 +113,7 @@ class Machine:
         self._parts.callback(self.pty.close)
         self._connect_console(built, reactor)
         self._connect_xenstore(built)
-        self.devices = Devices(self.domain, reactor)
+        self.devices = Devices(self.domain, reactor, spec.paths)
         self._parts.callback(self.devices.close)
         self.memory.on_write = self.engine.code_changed
         self.domain.pause()

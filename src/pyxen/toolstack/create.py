@@ -83,6 +83,7 @@ def _enter(
         "uuid": uuid,
         "name": name,
         **spec,
+        "state_dir": str(xend.paths.state),
         "run_dir": str(xend.paths.domain_run(record.domid)),
         "log_dir": str(_log_dir(xend.paths.domain_logs(name), record.domid)),
     }

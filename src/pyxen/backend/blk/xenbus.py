@@ -15,6 +15,7 @@ from pyxen.backend.blk.device import BlockDevice, RingSettings
 from pyxen.backend.blk.request import ABIS
 from pyxen.backend.blk.ring import MAX_RING_PAGE_ORDER
 from pyxen.backend.blk.storage.base import Kind, Operation, Storage
+from pyxen.backend.blk.storage.open import Image
 from pyxen.backend.xenbus import Backend, FrontEndError, XenBus
 from pyxen.errors import UserError, XenError
 from pyxen.hypervisor.domain import Domain
@@ -25,25 +26,8 @@ SECTOR_BYTES: Final = 512
 MAX_QUEUES: Final = 4
 MAX_INDIRECT_SEGMENTS: Final = 256
 
-_FORMATS: Final = {"aio": "raw", "raw": "raw", "qcow": "qcow", "qcow2": "qcow2", "vhd": "vhd"} | {
-    "qed": "qed"
-}
-"""By what stands before the colon in a qdisk's params."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskImage:
-    """What the tool stack says of a disk's medium. path: empty if the drive is."""
-
-    path: str
-    format: str
-    read_only: bool
-    direct: bool
-    discard: bool
-
-
-Opener = Callable[[DiskImage], Storage]
-"""Opens an image. Raises: UserError."""
+Opener = Callable[[Image, str, Callable[[str], None]], Storage]
+"""Opens an image of a disk of this name, which reports by this function. Raises: UserError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +46,7 @@ class DiskBackend(Backend):
         super().__init__(bus, path, front)
         self._host = host
         self._is_qdisk = "/backend/qdisk/" in path
-        self._image: DiskImage | None = None
+        self._image: Image | None = None
         self._storage: Storage | None = None
         self._is_cdrom = False
         self._device: BlockDevice | None = None
@@ -85,16 +69,18 @@ class DiskBackend(Backend):
             }
         )
 
-    def _open_image(self, image: DiskImage) -> Storage | None:
-        return self._host.opener(image) if image.path else None
+    def _open_image(self, image: Image) -> Storage | None:
+        if not image.target:
+            return None
+        return self._host.opener(image, self.path.rpartition("/")[2], self.report)
 
-    async def _wanted(self) -> DiskImage:
+    async def _wanted(self) -> Image:
         params = await self.text("params")
         image_format = "raw"
         if self._is_qdisk:
             prefix, _, params = params.partition(":")
-            image_format = _FORMATS.get(prefix, prefix)
-        return DiskImage(
+            image_format = "raw" if prefix == "aio" else prefix
+        return Image(
             params,
             image_format,
             read_only=await self.text("mode") != "w",
@@ -109,7 +95,7 @@ class DiskBackend(Backend):
             await self._change(wanted)
         return self._size_bytes != self._told_bytes
 
-    async def _change(self, image: DiskImage) -> None:
+    async def _change(self, image: Image) -> None:
         # First the old one goes: the new one may be the same file.
         old, self._storage = self._storage, None
         if self._device is not None:
