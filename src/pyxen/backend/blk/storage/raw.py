@@ -9,7 +9,6 @@ A flush that failed has lost data, and the kernel says so only once: all later o
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -135,14 +134,17 @@ class RawStorage:
                 self._hand_over(partial(_discard, request, *where), done)
 
     def close(self) -> None:
-        """Wait for what is under way (its `done` is called), flush, and close."""
+        """Wait for what is under way (its `done` is called), flush, and close.
+
+        Raises: OSError if what was written may be lost.
+        """
         while self._under_way:
             self._workers.completions.wait()
-        # What no flush of the guest covered was promised to nobody: it is not told of an error.
-        with contextlib.suppress(OSError):
-            if not self._read_only:
-                self._flush()
-        os.close(self._fd)
+        try:
+            if not self._read_only and (errno := self._flush()):
+                raise OSError(errno, os.strerror(errno))
+        finally:
+            os.close(self._fd)
 
     # --- operations ---------------------------------------------------------------------------
 
