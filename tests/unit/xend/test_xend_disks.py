@@ -2,6 +2,7 @@
 
 import pytest
 from test_xend_domains import gone, store
+from xend_harness import config
 
 from pyxen.errors import UserError
 
@@ -127,6 +128,17 @@ def test_media(host):
         host.call("cd_insert", domain=domid, vdev="xvdb", target="/a.iso")
     with pytest.raises(UserError, match="not connected"):
         host.call("cd_insert", domain=domid, vdev="xvdd", target="/a.iso")
+
+
+def test_a_drive_that_is_not_in_the_next_configuration(host):
+    drive = {"vdev": "xvdc", "format": "empty", "is_cdrom": 1, "removable": 1}
+    domid = host.create(disks=[drive])
+    host.call("config_update", domain=domid, config=config())
+    host.call("cd_insert", domain=domid, vdev="xvdc", target="/a.iso")
+    assert store(host)[f"/local/domain/0/backend/qdisk/{domid}/51744/params"] == "aio:/a.iso"
+    assert kept(host, domid) == []
+    with pytest.raises(UserError, match="floppy"):
+        host.call("config_update", domain=domid, config=config(disks=[disk(format="floppy")]))
 
 
 def test_xend_may_be_killed(host):

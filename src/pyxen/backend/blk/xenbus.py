@@ -214,7 +214,7 @@ class DiskBackend(Backend):
             "sector-size": storage.sector_size if storage else SECTOR_BYTES,
             "physical-sector-size": storage.physical_sector_size if storage else SECTOR_BYTES,
         }
-        if storage is not None and self._image.discard and storage.discard_granularity:
+        if storage is not None and storage.discard_granularity:
             nodes["feature-discard"] = 1
             nodes["discard-granularity"] = storage.discard_granularity
             nodes["discard-alignment"] = 0
