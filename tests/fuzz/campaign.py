@@ -256,7 +256,10 @@ class Campaign:
     def again(self, number: int) -> str:
         """How to see one domain again."""
         engine = "native" if self.native else "python"
-        return f'make fuzz FUZZ="--seed {self.seed} --engine {engine} --domain {number}"'
+        return (
+            f'make fuzz FUZZ="--campaign guest --seed {self.seed} --engine {engine} '
+            f'--domain {number}"'
+        )
 
     def domain(self, number: int) -> None:
         """One domain from its start to its end."""

@@ -47,10 +47,13 @@ class IntegrityRun:
         )
         self._guest = self._host.session("create", "-c", str(config))
         self._guest.expect(PROMPT)
+        self._guest.run("dmesg -n 1")  # only what we ask for on the console
 
     def round(self, seed: int, operations: int) -> None:
         """Attach, work, detach, compare. Raises: AssertionError naming what differs."""
         self._host.xl("block-attach", "integrity", f"{self._image},raw,xvdb,rw")
+        # Connected is not yet there: the guest makes the device node when it has read the disk.
+        self._guest.run("until [ -b /dev/xvdb ]; do sleep 0.05; done")
         said = self._guest.run(f"diskmodel /dev/xvdb /tmp/state {seed} {operations}")
         assert "diskmodel agrees" in said, f"seed {seed}: {said}"
         self._host.xl("block-detach", "integrity", "xvdb")

@@ -202,7 +202,9 @@ def _choose(reader: ImageReader, options: Options, keys: int | None, screen: int
     if chosen is None:
         raise UserError("no boot entry was chosen", "", FAILED)
     entry = found.menu.entries[chosen.index]
-    return entry if chosen.args is None else replace(entry, args=chosen.args)
+    if chosen.args is not None:
+        entry = replace(entry, args=chosen.args)
+    return entry
 
 
 def _overridden(entry: Entry, options: Options) -> Entry:

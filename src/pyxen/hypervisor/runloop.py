@@ -98,15 +98,15 @@ class RunLoop:
             switch_to(d, vcpu)
         self._enter(vcpu, RunState.RUNNING)
         sched.begin(d.time.now_ns())
-        self._arm(vcpu)
+        self._arm(self._deadline(vcpu))
         try:
             while not world.attention and not d.stopped and vcpu.runnable:
                 trap.deliver_events(d, vcpu)
                 reason = engine.run()
                 d.space.cr3 = vcpu.pv.cr3  # a native path may have changed it
                 self.handler(vcpu, reason)
-                if d.timers_changed and self._is_earlier(self._deadline(vcpu)):
-                    self._arm(vcpu)
+                if d.timers_changed:
+                    self._arm_earlier(self._deadline(vcpu))
                 if self._is_over(vcpu):
                     break
         finally:
@@ -114,15 +114,16 @@ class RunLoop:
         if vcpu.runnable:
             self._enter(vcpu, RunState.RUNNABLE)
 
-    def _arm(self, vcpu: Vcpu) -> None:
+    def _arm(self, deadline: int | None) -> None:
         self.domain.timers_changed = False
-        self._armed = self._deadline(vcpu)
-        self.world.arm(self._armed)
+        self._armed = deadline
+        self.world.arm(deadline)
 
-    def _is_earlier(self, deadline: int | None) -> bool:
+    def _arm_earlier(self, deadline: int | None) -> None:
         """Coming too early costs less than a system call for each deadline that moves away."""
         self.domain.timers_changed = False
-        return deadline is not None and (self._armed is None or deadline < self._armed)
+        if deadline is not None and (self._armed is None or deadline < self._armed):
+            self._arm(deadline)
 
     def _is_over(self, vcpu: Vcpu) -> bool:
         """Whether another vCPU should run now."""

@@ -36,7 +36,9 @@ def error_code(selector: int) -> int:
 
 
 def descriptor(d: Domain, v: Vcpu, selector: int) -> int | None:
-    """The 64 bits that a selector names; None if its table has no such page."""
+    """The 64 bits that a selector names; None if its table does not reach so far."""
+    if selector & _LDT and selector >> 3 >= v.pv.ldt_entries:
+        return None
     page = (selector >> 12 & 15) + (_LDT_PAGE if selector & _LDT else 0)
     mapping = d.memory.read_u64(layout.descriptor_pte_maddr(v.vcpu_id, page))
     if not mapping & PTE_PRESENT:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from pyxen.errors import UserError
-from pyxen.toolstack import libxl_json, xenstore_layout
+from pyxen.toolstack import disk_plan, disks, libxl_json, xenstore_layout
 from pyxen.toolstack.boot_files import boot_files
 from pyxen.toolstack.destroy import destroy, remove_nodes
 from pyxen.xend.daemon import Xend
@@ -40,9 +40,10 @@ async def create(
     often that happened in quick succession. `boot` is what the caller's boot loader found: see
     boot_files. Raises UserError.
     """
+    plans = disk_plan.plan_disks(config, libxl_json.FAILED)
     async with boot_files(xend, config, boot) as found:
         spec = libxl_json.domain_spec(config, found)
-        domain, process = await _make(xend, config, spec, monitor, predecessor, restarts)
+        domain, process = await _make(xend, config, spec, plans, monitor, predecessor, restarts)
     # From here on it exists, and ends as every domain does.
     xend.enter(domain)
     if not paused:
@@ -61,6 +62,7 @@ async def _make(
     xend: Xend,
     config: JsonObject,
     spec: JsonObject,
+    plans: list[disk_plan.DiskPlan],
     monitor: bool,
     predecessor: DomainRecord | None,
     restarts: int,
@@ -74,6 +76,9 @@ async def _make(
         undo.callback(xend.domains.pop, record.domid, None)
         process = await _build(xend, domain, undo)
         _introduce(xend, domain, undo)
+        domain.serve_backends(xend.store)
+        undo.push_async_callback(domain.release_xenstore)
+        await disks.attach_all(xend, domain, plans)
         undo.pop_all()
     return domain, process
 
@@ -97,6 +102,7 @@ def _enter(
         "uuid": uuid,
         "name": name,
         **spec,
+        "state_dir": str(xend.paths.state),
         "run_dir": str(xend.paths.domain_run(record.domid)),
         "log_dir": str(_log_dir(xend.paths.domain_logs(name), record.domid)),
     }

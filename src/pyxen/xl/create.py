@@ -103,6 +103,8 @@ class Config:
 
     def request(self) -> dict[str, Any]:
         """What xend is sent: paths are seen from here, so they are made absolute."""
+        from pyxen.config.disk import absolute_target
+
         config: dict[str, Any] = json.loads(self.json)
         build = config.get("b_info", {})
         # With a boot loader, kernel and ramdisk are paths in the guest's disk.
@@ -111,6 +113,9 @@ class Config:
                 build[key] = os.path.abspath(build[key])
         if "/" in build.get("bootloader", ""):
             build["bootloader"] = os.path.abspath(build["bootloader"])
+        for disk in config.get("disks", []):
+            if disk.get("pdev_path"):
+                disk["pdev_path"] = absolute_target(disk["pdev_path"])
         return config
 
 

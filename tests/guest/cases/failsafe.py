@@ -82,6 +82,9 @@ CASES = [
     _two("still-there", "what can be loaded stays, and nobody is told",
          f"{_LDT} mov $0xf, %eax\n mov %eax, %es\n {_YIELD}{_YIELD}"
          " mov %es, %eax\n report %rax\n report trap_count", 0xF, 0),
+    _two("shorter-ldt", "an LDT that ends before the descriptor now",
+         f"{_LDT} mov $0xf, %eax\n mov %eax, %fs\n mmuext MMUEXT_SET_LDT, ${_LDT_PAGE}, $1\n"
+         f" {_SWITCH} report trap_vector\n report failsafe_fs", _FAILSAFE, 0xF),
     _two("not-present", "a descriptor that is not present any more (update_descriptor)",
          f"""{_LDT} mov $0xf, %eax\n mov %eax, %gs
          maddr_of ${_LDT_PAGE}+8, %rbx\n movabs $0x00cf73000000ffff, %rbp

@@ -203,6 +203,20 @@ DESCRIPTORS = [
          "movabs $0x00cff3000000ffff, %rax\n mov %rax, pages+8\n remap $pages, PAGE_RO\n"
          " mmuext MMUEXT_SET_LDT, $pages, $512\n report %rax\n mov $0xf, %eax\n mov %eax, %fs\n"
          " mov %fs, %eax\n report %rax", (0, 0xF)),
+    Case("ldt/limit", "load_LDT: what is behind the last entry is #GP, though its page is there",
+         "movabs $0x00cff3000000ffff, %rax\n mov %rax, pages+8\n mov %rax, pages+16\n"
+         " remap $pages, PAGE_RO\n mmuext MMUEXT_SET_LDT, $pages, $2\n report %rax\n"
+         " mov $0xf, %eax\n mov %eax, %fs\n expecting @after\n mov $0x17, %eax\n"
+         " mov %eax, %fs\n@after: report_trap\n mov %fs, %eax\n report %rax",
+         (0, 13, 0x14, 0xF)),
+    Case("ldt/limit-of-iret", "so is an iret to it",
+         "movabs $0x00affb000000ffff, %rax\n mov %rax, pages+16\n"
+         " remap $pages, PAGE_RO\n mmuext MMUEXT_SET_LDT, $pages, $2\n report %rax\n"
+         " expecting @after\n"
+         " push_iret $user_text, $0x17, $0x202, $user_stack_top, $FLAT_USER_SS64\n iret\n"
+         "@after: report_trap", (0, 13, 0x14)),
+    Case("ldt/none-at-first", "a vCPU begins without an LDT: #GP",
+         "expecting @after\n mov $7, %eax\n mov %eax, %fs\n@after: report_trap", (13, 4)),
     Case("ldt/too-many", "do_mmuext_op: more than 8192 entries are EINVAL",
          "mmuext MMUEXT_SET_LDT, $pages, $8193\n report %rax", (EINVAL,)),
     Case("ldt/unaligned", "do_mmuext_op: EINVAL",

@@ -38,6 +38,7 @@ _LDT_PAGES = 16
 _FIRST_LDT_PAGE = 16
 _SEGDESC = FrameType.SEGDESC
 _MAX_LDT_ENTRIES = 8192
+_DESCRIPTOR_BYTES = 8
 
 
 def set_trap_table(d: Domain, v: Vcpu, traps: int) -> int:
@@ -135,6 +136,9 @@ def check_ldt(vaddr: int, entries: int) -> None:
 def load_ldt(d: Domain, v: Vcpu, vaddr: int, entries: int) -> None:
     """Show what `check_ldt` has passed as the vCPU's LDT, by its own page tables."""
     v.ldt_vaddr, v.pv.ldt_entries = vaddr, entries
+    d.engine.select(v.vcpu_id)
+    d.engine.set_ldt_limit(max(entries * _DESCRIPTOR_BYTES - 1, 0))
+    d.engine.select(d.current.vcpu_id)
     map_ldt(d, v)
 
 

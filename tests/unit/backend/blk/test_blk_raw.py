@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -131,8 +133,10 @@ def test_the_end_of_a_file(storage: RawStorage, workers: Workers, image: Path) -
 
 
 def test_a_flush_that_failed_is_not_forgotten(
-    storage: RawStorage, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    image: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    storage = open_raw(image, workers)
+
     def fail(fd: int) -> None:
         raise OSError(ENOSPC, "no space")
 
@@ -140,6 +144,10 @@ def test_a_flush_that_failed_is_not_forgotten(
         patch.setattr(os, "fdatasync", fail)
         assert do(storage, workers, Kind.FLUSH) == ENOSPC
     assert do(storage, workers, Kind.FLUSH) == EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(storage._fd)
 
 
 def test_close_waits(image: Path, workers: Workers) -> None:
@@ -196,8 +204,6 @@ def test_a_block_device(loop: Path, image: Path, workers: Workers, direct: bool)
 
 
 def _address(view: memoryview) -> int:
-    import ctypes
-
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
@@ -253,6 +259,14 @@ def test_a_drain_ends(workers: Workers) -> None:
     assert count == 2
     completions.drain()
     assert count == 4, "it is told that there is more"
+
+
+def test_who_drains_is_not_woken_for_what_it_posts(workers: Workers) -> None:
+    completions, seen = workers.completions, []
+    completions.post(lambda: completions.post(lambda: seen.append(1)))
+    completions.drain()
+    assert seen == [1]
+    assert not select.select([completions], [], [], 0)[0]
 
 
 def test_what_is_posted_before_an_exception_is_not_lost(workers: Workers) -> None:

@@ -9,7 +9,6 @@ A flush that failed has lost data, and the kernel says so only once: all later o
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -74,8 +73,10 @@ def _hint(errno: int | None, direct: bool) -> str:
 class RawStorage:
     """An open image (storage/base.py: Storage)."""
 
-    def __init__(self, fd: int, workers: Workers, *, read_only: bool, direct: bool) -> None:
-        """Take over an open file descriptor."""
+    def __init__(
+        self, fd: int, workers: Workers, *, read_only: bool, direct: bool, discard: bool = True
+    ) -> None:
+        """Take over an open file descriptor. discard: False refuses them (xl.cfg: no-discard)."""
         self._fd = fd
         self._workers = workers
         self._read_only = read_only
@@ -84,7 +85,7 @@ class RawStorage:
         self._under_way = 0
         self._flush_failed = False
         self._sector_size, self._physical_sector_size = self._sector_sizes(direct)
-        self._discard_granularity = 0 if read_only else self._granularity()
+        self._discard_granularity = self._granularity() if discard and not read_only else 0
         self._can_secure_discard = self._is_block and not read_only and _can_erase(fd)
 
     @property
@@ -135,14 +136,17 @@ class RawStorage:
                 self._hand_over(partial(_discard, request, *where), done)
 
     def close(self) -> None:
-        """Wait for what is under way (its `done` is called), flush, and close."""
+        """Wait for what is under way (its `done` is called), flush, and close.
+
+        Raises: OSError if what was written may be lost.
+        """
         while self._under_way:
             self._workers.completions.wait()
-        # What no flush of the guest covered was promised to nobody: it is not told of an error.
-        with contextlib.suppress(OSError):
-            if not self._read_only:
-                self._flush()
-        os.close(self._fd)
+        try:
+            if not self._read_only and (errno := self._flush()):
+                raise OSError(errno, os.strerror(errno))
+        finally:
+            os.close(self._fd)
 
     # --- operations ---------------------------------------------------------------------------
 
