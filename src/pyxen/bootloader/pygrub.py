@@ -185,7 +185,8 @@ def chosen_entry(options: Options, found: FoundMenu) -> Entry:
             known = "\n".join(f"{i}  {entry.title}" for i, entry in enumerate(entries))
             raise UserError(f"there is no boot entry {options.entry!r}", known, FAILED)
         return entries[index]
-    for place in (found.default, *found.fallback, *range(len(entries))):
+    places: list[int] = [found.default, *found.fallback, *range(len(entries))]
+    for place in places:
         if entries[place].kernel is not None:
             return entries[place]
     raise UserError("no entry of the boot menu starts a kernel", "", FAILED)
