@@ -14,7 +14,10 @@ from pyxen.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run pyxen with these arguments (the process's own by default); returns the exit code."""
-    given = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # pygrub reads its own command line, as Xen's does.
+    given = _parser().parse_args(words[:1] if words[:1] == ["pygrub"] else words)
+    given.words = words[1:]
     try:
         run: Callable[[argparse.Namespace], int] = getattr(
             import_module(f"pyxen.cli.{given.module}"), given.run
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     hypercalls.add_argument("domain", nargs="?", help="also how often this domain made each")
     hypercalls.add_argument("--json", action="store_true", help="as JSON")
     _add_image(add("image", "image:run", "Make files to start a guest from."))
+    add("pygrub", "pygrub:run", "Find the kernel in a guest's disk, as Xen's pygrub does.")
     add("env", "system:run_env", 'Print what Xen\'s own tools need, for eval "$(pyxen env)".')
     add("systemd-unit", "system:run_systemd_unit", "Print a systemd unit for a system-wide xend.")
     xend = add("xend", "system:run_xend", "Run xend in the foreground.")

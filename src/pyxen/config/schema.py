@@ -89,7 +89,6 @@ _SCREEN = "there is no frame buffer back end yet"
 _DEVICE = "there is no back end for this device yet"
 _HOST_DEVICE = "devices of the host cannot be passed to a guest"
 _SCHED = "vCPUs are scheduled by the host's kernel"
-_BOOTLOADER = "boot loaders are not run yet"
 _SECURITY = "there is no XSM policy"
 _QEMU = "there is no device model"
 _CPUID = "the CPU a guest sees cannot be changed yet"
@@ -192,8 +191,8 @@ _DOMAIN = (
         "back ends run on the host only",
     ),
     Key("acpi", _B, "b_info.acpi", "ACPI tables", _HW),
-    Key("bootloader", _S, "b_info.bootloader", "program that finds the kernel", _ALL, _BOOTLOADER),
-    Key("bootloader_args", _STEP, "b_info.bootloader_args", "its arguments", _ALL, _BOOTLOADER),
+    Key("bootloader", _S, "b_info.bootloader", "program that finds the kernel"),
+    Key("bootloader_args", _STEP, "b_info.bootloader_args", "its arguments"),
     Key("timer_mode", _STEP, "b_info.timer_mode", "how missed ticks are made up", _HW),
     Key("nestedhvm", _B, "b_info.nested_hvm", "virtualization inside the guest", _HW),
     Key("vuart", _C, "b_info.arch_arm.vuart", "emulated UART", _ARM, choices=("sbsa_uart",)),

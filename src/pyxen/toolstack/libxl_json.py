@@ -85,13 +85,18 @@ def host_config(name: str, total_kib: int) -> JsonObject:
     }
 
 
-def domain_spec(config: JsonObject) -> JsonObject:
-    """What a domain process has to know of the configuration. UserError if it makes no sense."""
+def domain_spec(config: JsonObject, boot: JsonObject | None = None) -> JsonObject:
+    """What a domain process has to know of the configuration. UserError if it makes no sense.
+
+    `boot` is what a boot loader found, instead of the configuration's `kernel`, `ramdisk` and
+    `cmdline`.
+    """
     c_info, b_info = section(config, "c_info"), section(config, "b_info")
     kind = c_info.get("type", "pv")
     if kind != "pv":
         raise UserError(f"guests of type {kind} are not supported yet", 'use `type = "pv"`', FAILED)
-    kernel = b_info.get("kernel")
+    start = b_info if boot is None else boot
+    kernel = start.get("kernel")
     if not isinstance(kernel, str) or not kernel:
         raise UserError("the domain has no kernel", 'add `kernel = "/path"`', FAILED)
     target = _number(b_info, "target_memkb", DEFAULT_MEMORY_KIB)
@@ -104,8 +109,8 @@ def domain_spec(config: JsonObject) -> JsonObject:
     return {
         "type": "pv",
         "kernel": kernel,
-        "ramdisk": b_info.get("ramdisk"),
-        "cmdline": b_info.get("cmdline", ""),
+        "ramdisk": start.get("ramdisk"),
+        "cmdline": start.get("cmdline", ""),
         "memory_kib": target,
         "maxmem_kib": maxmem,
         "vcpus": vcpus,
