@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN    := $(VENV)/bin
 DEMO   := demo
 
-.PHONY: demo test check fast bench fuzz install clean
+.PHONY: demo test check bench fuzz integrity install clean
 
 demo: $(VENV)/.installed
 	@sh scripts/demo.sh $(RUN) $(DEMO)
@@ -27,6 +27,10 @@ bench: $(VENV)/.dev
 # A hostile guest, for a while: make fuzz FUZZ="--seconds 600 --seed 7"
 fuzz: $(VENV)/.dev
 	$(RUN)/python -m tests.fuzz $(FUZZ)
+
+# Random work on a guest's disk against a model: make integrity INTEGRITY="--seconds 600 --seed 7"
+integrity: $(VENV)/.dev
+	$(RUN)/python -m tests.integrity $(INTEGRITY)
 
 install: $(VENV)/.installed
 

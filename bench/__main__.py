@@ -13,7 +13,9 @@ from bench import facts, report
 from bench.image import MEMORY_MIB, build_image
 from bench.measure import (
     Run,
+    measure_attach,
     measure_cold,
+    measure_disk,
     measure_guest,
     measure_hypercalls,
     measure_idle,
@@ -53,6 +55,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--idle", type=float, default=20, help="seconds to watch an idle guest; 0: do not (20)"
     )
+    parser.add_argument("--no-disk", action="store_true", help="leave disks out")
     parser.add_argument("--no-cold", action="store_true", help="never start xend anew")
     parser.add_argument("--cmdline", help="of pyxen's guests; the demo's by default")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -107,7 +110,11 @@ def _rounds(peers: list[Peer], options: argparse.Namespace) -> list[Run]:
         first = n % len(peers)
         for peer in peers[first:] + peers[:first]:
             runs.append(_told(f"{n + 1}/{options.runs}", measure_guest(peer)))
+            if not options.no_disk:
+                runs.append(_told("disk", measure_disk(peer)))
             if peer.name == "pyxen" and isinstance(peer, PyxenPeer):
+                if not options.no_disk:
+                    runs.append(_told("attach", measure_attach(peer)))
                 runs.append(_told("2 vCPUs", measure_two_vcpus(peer)))
                 if not options.no_cold:
                     runs.append(_told("cold", measure_cold(peer)))

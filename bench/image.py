@@ -11,22 +11,28 @@ from typing import Final
 
 from pyxen.config import load_domain_config
 from pyxen.errors import UserError
+from pyxen.image.apt import Apt
 from pyxen.image.cpio import CpioWriter
-from pyxen.image.demo import build_demo
+from pyxen.image.demo import MODULES, build_demo, kernel_tree
+from pyxen.image.modules import collect_modules, dependency_files
 
 PROGRAM: Final = "guestbench"
 SOURCE: Final = Path(__file__).parent / "guest" / f"{PROGRAM}.c"
 MEMORY_MIB: Final = 256
+PC_MODULES: Final = ("virtio_pci", "virtio_blk")
+"""What a guest of QEMU needs for its disk. They lie there unused until they are asked for."""
+DISK_BYTES: Final = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class BenchImage:
-    """What every peer boots. cmdline: what a Xen guest is told."""
+    """What every peer boots. cmdline: what a Xen guest is told. disk: for who asks for one."""
 
     kernel: Path
     initramfs: Path
     release: str
     cmdline: str
+    disk: Path
 
     def facts(self) -> dict[str, str]:
         """What tells one image from another."""
@@ -42,11 +48,26 @@ def build_image(directory: Path) -> BenchImage:
     demo = build_demo(directory, say=lambda line: None)
     archive = CpioWriter()
     archive.file(f"bin/{PROGRAM}", _compile(directory / PROGRAM).read_bytes(), 0o755)
+    _add_modules(archive, demo.release)
     # Linux unpacks archives that follow each other one over the other.
     initramfs = directory / "bench.img"
     initramfs.write_bytes(demo.ramdisk.read_bytes() + archive.finish())
     config, _ = load_domain_config(str(demo.config), [])
-    return BenchImage(demo.kernel, initramfs, demo.release, config.b_info.cmdline or "")
+    disk = directory / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    return BenchImage(demo.kernel, initramfs, demo.release, config.b_info.cmdline or "", disk)
+
+
+def _add_modules(archive: CpioWriter, release: str) -> None:
+    """The demo's modules and QEMU's, with one list for both."""
+    tree = kernel_tree(Apt(say=lambda line: None), "cloud")
+    modules = collect_modules(tree, (*MODULES, *PC_MODULES))
+    base = f"lib/modules/{release}"
+    for module in modules:
+        archive.file(f"{base}/{module.name}.ko", module.data)
+    for name, data in dependency_files(modules).items():
+        archive.file(f"{base}/{name}", data)
 
 
 def _compile(program: Path) -> Path:

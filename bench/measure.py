@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,9 +13,9 @@ from typing import Final
 from bench.console import GuestFailure
 from bench.facts import load
 from bench.image import PROGRAM
-from bench.metrics import SECTIONS
+from bench.metrics import DISK, SECTIONS, Metric
 from bench.mmu import mmu_update_us
-from bench.peers import Guest, Peer, PyxenPeer
+from bench.peers import DOMAIN, Guest, Peer, PyxenPeer
 from bench.processes import cpu_seconds, proportional_mib, resident_mib
 from pyxen.image.demo import PROMPT
 
@@ -53,7 +53,45 @@ def measure_guest(peer: Peer) -> Run:
     try:
         with _running(peer) as guest:
             run.values.update(_boot(guest))
-            _sections(guest, run)
+            guest.console.type(PROGRAM)
+            _sections(guest, run, SECTIONS)
+    except GuestFailure as failure:
+        run.failure = str(failure)
+    return run
+
+
+def measure_disk(peer: Peer) -> Run:
+    """Reads and writes on a disk that is a raw file in the host's page cache."""
+    run = Run(peer.name)
+    peer.prepare()
+    time.sleep(SETTLE_S)
+    try:
+        with _running(peer, disk=True) as guest:
+            console = guest.console
+            console.wait_for(PROMPT.encode(), BOOT_S)
+            loads = "".join(f"modprobe {name}; " for name in peer.disk_modules.split())
+            device = peer.disk_device
+            console.type(f"{loads}{PROGRAM} await {device}; {PROGRAM} disk {device}")
+            _sections(guest, run, DISK)
+    except GuestFailure as failure:
+        run.failure = str(failure)
+    return run
+
+
+def measure_attach(peer: PyxenPeer) -> Run:
+    """From `xl block-attach` to a program in the guest that can open the disk."""
+    run = Run(peer.name)
+    peer.prepare()
+    time.sleep(SETTLE_S)
+    try:
+        with _running(peer) as guest:
+            console = guest.console
+            console.wait_for(PROMPT.encode(), BOOT_S)
+            console.type(f"{PROGRAM} await /dev/xvdb")
+            console.wait_for(b"@waiting", SECTION_S)
+            begin = time.monotonic()
+            peer.xl("block-attach", DOMAIN, f"{peer.disk},raw,xvdb,rw")
+            run.values["block_attach"] = console.wait_for(b"@there", SECTION_S) - begin
     except GuestFailure as failure:
         run.failure = str(failure)
     return run
@@ -114,8 +152,11 @@ def measure_idle(peer: Peer, seconds: float) -> Run:
 
 
 @contextmanager
-def _running(peer: Peer, vcpus: int = 1) -> Iterator[Guest]:
-    guest = peer.start(vcpus) if isinstance(peer, PyxenPeer) else peer.start()
+def _running(peer: Peer, vcpus: int = 1, *, disk: bool = False) -> Iterator[Guest]:
+    if isinstance(peer, PyxenPeer):
+        guest: Guest = peer.start(vcpus, disk=disk)
+    else:
+        guest = peer.start(disk=disk)
     try:
         yield guest
     finally:
@@ -135,10 +176,9 @@ def _boot(guest: Guest) -> dict[str, float]:
     return {**values, "prompt_cpu": cpu_seconds(guest.pid())}
 
 
-def _sections(guest: Guest, run: Run) -> None:
+def _sections(guest: Guest, run: Run, sections: Sequence[Metric]) -> None:
     console = guest.console
-    console.type(PROGRAM)
-    for section in SECTIONS:
+    for section in sections:
         begin = console.wait_for(f"@begin {section.name}".encode(), SECTION_S)
         console.wait_for(f"@result {section.name} ".encode(), SECTION_S)
         value, unit, elapsed_ns = console.rest_of_line(SECTION_S).split()

@@ -43,6 +43,12 @@ SECTIONS: Final = (
 SEVERAL: Final = (
     Metric("fork_exec_2", "50 × fork and exec, 2 vCPUs", "s", ratio=1.2, against="fork_exec"),
 )
+DISK: Final = (
+    Metric("disk_read", "disk, 1 MiB reads one after the other", "us/MiB", ratio=1.0),
+    Metric("disk_write", "disk, 1 MiB writes one after the other", "us/MiB", ratio=1.0),
+    Metric("disk_random", "disk, 4 KiB read at random, 16 at a time", "us", ratio=1.0),
+)
+ATTACH: Final = (Metric("block_attach", "block-attach to a usable disk", "s", limit=0.3),)
 IDLE: Final = (
     Metric("idle_cpu", "an idle guest", "% of a core", limit=1.0),
     Metric("resident", "resident memory", "MiB"),
@@ -54,4 +60,6 @@ COMMANDS: Final = (
     Metric("xl_create_n", "xl create -n", "s"),
     Metric("xend_resident", "resident memory of xend", "MiB"),
 )
-METRICS: Final = {m.name: m for m in (*BOOT, *SECTIONS, *SEVERAL, *HYPERCALLS, *IDLE, *COMMANDS)}
+METRICS: Final = {
+    m.name: m for m in (*BOOT, *SECTIONS, *SEVERAL, *DISK, *ATTACH, *HYPERCALLS, *IDLE, *COMMANDS)
+}

@@ -74,8 +74,16 @@ class Peer(Protocol):
     def prepare(self) -> None:
         """Do what is done once, long before a guest starts."""
 
-    def start(self) -> Guest:
-        """Start a guest."""
+    @property
+    def disk_device(self) -> str:
+        """How the guest calls its disk."""
+
+    @property
+    def disk_modules(self) -> str:
+        """What the guest has to load for its disk."""
+
+    def start(self, *, disk: bool = False) -> Guest:
+        """Start a guest; disk: with the image's disk."""
 
     def version(self) -> str:
         """Which program, in one line."""
@@ -88,12 +96,15 @@ class QemuPeer:
     """QEMU with its translator, as a user without /dev/kvm would start it."""
 
     name = "qemu"
+    disk_device = "/dev/vda"
+    disk_modules = "virtio_pci virtio_blk"
 
     def __init__(self, image: BenchImage) -> None:
         """Raises: UserError if there is no QEMU."""
         program = shutil.which("qemu-system-x86_64")
         if program is None:
             raise UserError("there is no qemu-system-x86_64", "apt-get install qemu-system-x86")
+        self._drive = f"if=virtio,format=raw,cache=writeback,file={image.disk}"
         self._command = [
             *(program, "-accel", "tcg", "-m", str(MEMORY_MIB), "-nographic", "-no-reboot"),
             *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
@@ -103,10 +114,11 @@ class QemuPeer:
     def prepare(self) -> None:
         """Nothing."""
 
-    def start(self) -> Guest:
+    def start(self, *, disk: bool = False) -> Guest:
         """Start QEMU."""
         begun = time.monotonic()
-        return Guest(_popen(self._command, None, subprocess.DEVNULL), begun)
+        command = [*self._command, *(("-drive", self._drive) if disk else ())]
+        return Guest(_popen(command, None, subprocess.DEVNULL), begun)
 
     def version(self) -> str:
         """What `--version` says."""
@@ -118,6 +130,9 @@ class QemuPeer:
 
 class PyxenPeer:
     """pyxen through `xl create -c`, with a xend of its own below `home`."""
+
+    disk_device = "/dev/xvda"
+    disk_modules = ""
 
     def __init__(
         self, image: BenchImage, home: Path, *, native: bool, cmdline: str | None = None
@@ -148,6 +163,7 @@ class PyxenPeer:
             "PYXEN_NATIVE": str(int(native)),
         }
         self._errors = home / "xl.err"
+        self.disk = image.disk
 
     def command(self, *words: str) -> list[str]:
         """An xl command, without the help of a shell or an installed script."""
@@ -171,11 +187,14 @@ class PyxenPeer:
         """Have xend running."""
         self.xl("list")
 
-    def start(self, vcpus: int = 1) -> Guest:
+    def start(self, vcpus: int = 1, *, disk: bool = False) -> Guest:
         """xl create -c."""
+        settings = [f"vcpus={vcpus}"]
+        if disk:
+            settings.append(f'disk=["{self.disk},raw,xvda,rw"]')
         with self._errors.open("wb") as errors:
             begun = time.monotonic()
-            command = self.command("create", "-c", str(self.config), f"vcpus={vcpus}")
+            command = self.command("create", "-c", str(self.config), *settings)
             return PyxenGuest(_popen(command, self._environment, errors), begun, self)
 
     def domain_pid(self) -> int:

@@ -1,6 +1,7 @@
 /*
- * Measures a guest from the inside; run as `guestbench`, inside of the guest; `guestbench fork_exec`
- * does only that section.
+ * Measures a guest from the inside; run as `guestbench`, inside of the guest. `guestbench fork_exec`
+ * does only that section, `guestbench disk DEVICE` those of a disk, and `guestbench await DEVICE`
+ * says when there is a disk.
  *
  * Prints for every section, each at the start of a line:
  *     @begin NAME
@@ -9,6 +10,8 @@
  * enough to last SECTION_NS; the fixed ones (a shell loop, md5sum) take what they take.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +28,11 @@
 #define FAULT_PAGES 1024ul
 #define COPY_BYTES (4ul << 20)
 #define FORKS 50
+#define DISK_BYTES (64ul << 20)
+#define STREAM_BYTES (1ul << 20)
+#define RANDOM_BYTES 4096ul
+#define RANDOM_READS 4096
+#define QUEUE_DEPTH 16
 
 static uint64_t now_ns(void)
 {
@@ -204,12 +212,114 @@ static void measure_pipe(void)
     waitpid(child, NULL, 0);
 }
 
+static int disk;
+static char *disk_buffer;
+
+static void read_disk(void)
+{
+    for (off_t at = 0; at < (off_t)DISK_BYTES; at += STREAM_BYTES)
+        if (pread(disk, disk_buffer, STREAM_BYTES, at) != (ssize_t)STREAM_BYTES)
+            fail("read");
+}
+
+static void write_disk(void)
+{
+    for (off_t at = 0; at < (off_t)DISK_BYTES; at += STREAM_BYTES)
+        if (pwrite(disk, disk_buffer, STREAM_BYTES, at) != (ssize_t)STREAM_BYTES)
+            fail("write");
+}
+
+static void begin_read(aio_context_t context, struct iocb *block)
+{
+    static uint64_t state = 1;
+
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    block->aio_offset = (state >> 33) % (DISK_BYTES / RANDOM_BYTES) * RANDOM_BYTES;
+    if (syscall(SYS_io_submit, context, 1, &block) != 1)
+        fail("io_submit");
+}
+
+static void read_at_random(void)
+{
+    struct iocb blocks[QUEUE_DEPTH];
+    struct io_event events[QUEUE_DEPTH];
+    aio_context_t context = 0;
+    int begun = 0, done = 0;
+
+    if (syscall(SYS_io_setup, QUEUE_DEPTH, &context))
+        fail("io_setup");
+    memset(blocks, 0, sizeof blocks);
+    for (; begun < QUEUE_DEPTH; begun++) {
+        struct iocb *block = &blocks[begun];
+
+        block->aio_fildes = disk;
+        block->aio_lio_opcode = IOCB_CMD_PREAD;
+        block->aio_buf = (uint64_t)(uintptr_t)(disk_buffer + begun * RANDOM_BYTES);
+        block->aio_nbytes = RANDOM_BYTES;
+        begin_read(context, block);
+    }
+    while (done < RANDOM_READS) {
+        long n = syscall(SYS_io_getevents, context, 1, QUEUE_DEPTH, events, NULL);
+
+        if (n < 1)
+            fail("io_getevents");
+        for (long i = 0; i < n; i++, done++) {
+            if (events[i].res != (long)RANDOM_BYTES) {
+                fprintf(stderr, "a read gave %lld\n", (long long)events[i].res);
+                exit(1);
+            }
+            if (begun < RANDOM_READS) {
+                begin_read(context, (struct iocb *)(uintptr_t)events[i].obj);
+                begun++;
+            }
+        }
+    }
+    syscall(SYS_io_destroy, context);
+}
+
+static void measure_disk(const char *device)
+{
+    disk = open(device, O_RDWR | O_DIRECT);
+    if (disk < 0)
+        fail(device);
+    if (posix_memalign((void **)&disk_buffer, PAGE_BYTES, STREAM_BYTES))
+        fail("memory");
+    memset(disk_buffer, 0x5a, STREAM_BYTES);
+    write_disk();
+    read_disk();
+    repeat("disk_read", read_disk, DISK_BYTES >> 20, 1e3, "us/MiB");
+    repeat("disk_write", write_disk, DISK_BYTES >> 20, 1e3, "us/MiB");
+    read_at_random();
+    repeat("disk_random", read_at_random, RANDOM_READS, 1e3, "us");
+}
+
+static void await(const char *device)
+{
+    int fd;
+
+    printf("@waiting\n");
+    fflush(stdout);
+    while ((fd = open(device, O_RDONLY)) < 0)
+        usleep(1000);
+    close(fd);
+    printf("@there\n");
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "fork_exec")) {
         fork_and_exec();
         once("fork_exec", fork_and_exec);
         printf("@end\n");
+        return 0;
+    }
+    if (argc > 2 && !strcmp(argv[1], "disk")) {
+        measure_disk(argv[2]);
+        printf("@end\n");
+        return 0;
+    }
+    if (argc > 2 && !strcmp(argv[1], "await")) {
+        await(argv[2]);
         return 0;
     }
     copy_from = malloc(COPY_BYTES);

@@ -144,7 +144,7 @@ class Subject:
         self.domain.on_shutdown = lambda reason: self.world.stop()
         entry = self._symbols[kernel.labels[CASE.name]]
         self._put("case_entry", entry.to_bytes(8, "little"))
-        self.generator = Generator(seed, self._places(), tame=tame)
+        self.generator = Generator(seed, self._places(), tame=tame, native=native)
         self.vcpu = self.domain.vcpus[VcpuId(0)]
 
     def _xenstore(self) -> None:
@@ -256,7 +256,10 @@ class Campaign:
     def again(self, number: int) -> str:
         """How to see one domain again."""
         engine = "native" if self.native else "python"
-        return f'make fuzz FUZZ="--seed {self.seed} --engine {engine} --domain {number}"'
+        return (
+            f'make fuzz FUZZ="--campaign guest --seed {self.seed} --engine {engine} '
+            f'--domain {number}"'
+        )
 
     def domain(self, number: int) -> None:
         """One domain from its start to its end."""

@@ -104,12 +104,16 @@ def test_16_bit_code(bench: Bench) -> None:
     assert engine.save(VcpuId(1)) == state
 
 
-def test_a_data_segment_with_a_base_in_32_bit_code(bench: Bench) -> None:
+@pytest.mark.parametrize("loaded", ["before", "after"])
+def test_a_data_segment_with_a_base_in_32_bit_code(bench: Bench, loaded: str) -> None:
     engine = bench.engine
     bench.put(DATA + 0x10, b"\x44\x33\x22\x11")
     bench.put(CODE, "a1 10 00 00 00 cd 80")  # mov eax, [0x10]; int 0x80
-    engine.regs.set_segment(3, 0x17, DATA, 0xFFFF, DATA_32)
-    engine.enter_user_mode(0xE023, USER_SS, code=SegmentCache(0, U32, CODE_32))
+    for step in ("before", "mode", "after"):
+        if step == "mode":
+            engine.enter_user_mode(0xE023, USER_SS, code=SegmentCache(0, U32, CODE_32))
+        elif step == loaded:
+            engine.regs.set_segment(3, 0x17, DATA, 0xFFFF, DATA_32)
     engine.regs.rip = CODE
     assert engine.run() == INT_80
     assert engine.regs.rax == 0x1122_3344

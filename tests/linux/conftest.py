@@ -50,3 +50,16 @@ def config(tmp_path: Path, demo: DemoImage) -> Path:
         extra="console=hvc0 earlyprintk=xen lockdown=confidentiality",
         memory=128,
     )
+
+
+@pytest.fixture
+def full_config(tmp_path: Path, full_demo: DemoImage) -> Path:
+    """The same with Debian's full kernel, which needs more memory."""
+    return write_config(
+        tmp_path / "full.cfg",
+        name="guest",
+        kernel=full_demo.kernel,
+        ramdisk=full_demo.ramdisk,
+        extra="console=hvc0 earlyprintk=xen",
+        memory=256,
+    )

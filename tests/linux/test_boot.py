@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.image.demo import DemoImage
-from tests.linux.host import PROMPT, Host, wait_until, write_config
+from tests.linux.host import PROMPT, Host, wait_until
 
 
 def test_boots_to_a_shell_and_ends(host: Host, config: Path) -> None:
@@ -60,16 +59,8 @@ def test_pure_python_path(tmp_path: Path, config: Path) -> None:
         host.close()
 
 
-def test_full_kernel(host: Host, tmp_path: Path, full_demo: DemoImage) -> None:
-    config = write_config(
-        tmp_path / "full.cfg",
-        name="full",
-        kernel=full_demo.kernel,
-        ramdisk=full_demo.ramdisk,
-        extra="console=hvc0 earlyprintk=xen",
-        memory=256,
-    )
-    guest = host.session("create", "-c", str(config))
+def test_full_kernel(host: Host, full_config: Path) -> None:
+    guest = host.session("create", "-c", str(full_config))
     guest.expect(PROMPT)
     assert "cloud" not in guest.run("uname -r")
 

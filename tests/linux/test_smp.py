@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.image.demo import DemoImage
-from tests.linux.host import PROMPT, Host, Session, wait_until, write_config
+from tests.linux.host import PROMPT, Host, Session, wait_until
 
 CPUS = "/sys/devices/system/cpu"
 WORK = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); done; echo d$i >/tmp/on$0"
@@ -29,9 +28,14 @@ def work_on_all(guest: Session, vcpus: int) -> None:
     assert guest.run("cat /tmp/on*").split() == ["d300"] * vcpus
 
 
-@pytest.mark.parametrize("vcpus", [2, 8])
-def test_every_vcpu_works(host: Host, config: Path, vcpus: int) -> None:
-    guest = boot(host, config, vcpus)
+@pytest.mark.parametrize(
+    ("kernel", "vcpus"),
+    [*(("config", n) for n in (1, 2, 8, 32)), *(("full_config", n) for n in (1, 2, 8))],
+)
+def test_every_vcpu_works(
+    host: Host, kernel: str, vcpus: int, request: pytest.FixtureRequest
+) -> None:
+    guest = boot(host, request.getfixturevalue(kernel), vcpus)
     assert guest.run("nproc") == str(vcpus)
     assert host.list()[0][3] == str(vcpus)
     work_on_all(guest, vcpus)
@@ -69,19 +73,6 @@ def test_stolen_time_is_what_others_had(host: Host, config: Path) -> None:
             int(b) - int(a) for a, b in zip(old.split()[1:9], new.split()[1:9], strict=True)
         )
         assert stolen > 0.25 * (user + system + softirq)
-
-
-def test_the_full_kernel_with_two_vcpus(host: Host, tmp_path: Path, full_demo: DemoImage) -> None:
-    config = write_config(
-        tmp_path / "full.cfg",
-        name="guest",
-        kernel=full_demo.kernel,
-        ramdisk=full_demo.ramdisk,
-        extra="console=hvc0 earlyprintk=xen",
-        memory=256,
-    )
-    guest = boot(host, config, 2)
-    assert guest.run("nproc") == "2"
 
 
 def test_two_vcpus_without_the_native_path(tmp_path: Path, config: Path) -> None:

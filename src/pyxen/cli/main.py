@@ -68,7 +68,12 @@ def _add_image(command: argparse.ArgumentParser) -> None:
     demo.add_argument("directory", nargs="?", default=".", help="where to put it (default: here)")
     demo.add_argument("--kernel", help="another kernel than Debian's")
     demo.add_argument("--flavour", default="cloud", help="Debian's kernel: cloud (default), full")
-    demo.add_argument("--name", default="demo", help="name of the guest")
+    demo.add_argument(
+        "--disk", action="store_true", help="on a disk that it starts from, by pygrub"
+    )
+    demo.add_argument("--format", default="raw", help="of the disk: raw (default), qcow2")
+    demo.add_argument("--size", type=int, default=256, help="of the disk in MiB (256)")
+    demo.add_argument("--name", help="name of the guest (demo, demo-disk)")
     demo.add_argument("--memory", type=int, default=256, help="its memory in MiB")
     demo.add_argument("--vcpus", type=int, default=1, help="its vCPUs")
     demo.add_argument("--refresh", action="store_true", help="fetch newer packages")

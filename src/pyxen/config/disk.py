@@ -8,6 +8,7 @@ Source: xl-disk-configuration(5), and what real xl accepts (a parameter reaches 
 of several readings the longest counts).
 """
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -43,6 +44,7 @@ _FLAGS: dict[str, tuple[str, int | bool]] = {
 _CHOICES = ("format", "devtype", "access", "backendtype", "specification", "colo-port")
 KEYS = (*_STRINGS, *_CHOICES, "target")
 
+_REMOTE = re.compile(r"nbd(\+unix)?:")
 _KEY = re.compile(r"([a-z][-a-z0-9_]*)=")
 _FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 _SCRIPT_PREFIXES = ("iscsi", "enbd", "nbd", "drbd")
@@ -59,6 +61,18 @@ def parse_disk(words: Iterable[str]) -> Disk:
     for word in words:
         parser.read(word)
     return parser.finish(", ".join(words))
+
+
+def absolute_target(target: str) -> str:
+    """A target as seen from here: xend has another working directory.
+
+    A name without a slash at its start may be that of a block device, as for Xen's block script.
+    """
+    if not target or os.path.isabs(target) or _REMOTE.match(target):
+        return target
+    device = f"/dev/{target}"
+    is_device = not os.path.exists(target) and os.path.exists(device)
+    return device if is_device else os.path.abspath(target)
 
 
 class _DiskParser:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import cast
 
-from pyxen.config.domain_config import DomainConfig
 from pyxen.config.record import Record
 
 Plain = None | bool | int | str | list["Plain"] | dict[str, "Plain"]
@@ -20,13 +19,13 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r
 _INDENT = "    "
 
 
-def to_xl_json(cfg: DomainConfig) -> str:
-    """Return the configuration as xl prints it, ending in a newline.
+def to_xl_json(record: Record) -> str:
+    """Return a configuration, or a part of one, as xl prints it, ending in a newline.
 
     A byte of the file that was not UTF-8 comes out as `\\udcXX`, so that the text is printable
     everywhere and still reads back to the same byte.
     """
-    return "".join(_write(to_plain(cfg), "")) + "\n"
+    return "".join(_write(to_plain(record), "")) + "\n"
 
 
 def to_plain(record: Record) -> dict[str, Plain]:

@@ -84,7 +84,6 @@ VIRIDIAN = (
 PASSTHROUGH = ("default", "disabled", "enabled", "sync_pt", "share_pt")
 
 # Why something is not honoured yet.
-_DISK = "there is no block back end yet"
 _VIF = "there is no network back end yet"
 _SCREEN = "there is no frame buffer back end yet"
 _DEVICE = "there is no back end for this device yet"
@@ -256,7 +255,7 @@ _BY_TYPE = (
 )
 
 _DEVICES = (
-    Key("disk", _STEP, "disks", "block devices", _ALL, _DISK),
+    Key("disk", _STEP, "disks", "block devices", _ALL),
     Key("p9", _STEP, "p9s", "shared directories", _ALL, _DEVICE),
     Key("vtpm", _STEP, "vtpms", "virtual TPMs", _ALL, _DEVICE),
     Key("vdispl", _STEP, "vdispls", "displays", _ALL, _DEVICE),

@@ -256,6 +256,10 @@ class Engine(ABC):
         """Last valid byte of the GDT window."""
 
     @abstractmethod
+    def set_ldt_limit(self, limit: int) -> None:
+        """Last valid byte of the LDT window; 0: no selector of it is valid."""
+
+    @abstractmethod
     def set_debug_register(self, index: int, value: int) -> None:
         """DR0-DR3, DR6, DR7. Breakpoints on code and data that DR7 enables are Trap(1)s."""
 

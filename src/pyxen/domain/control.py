@@ -6,6 +6,7 @@ Every connection begins with one JSON line that says what it is:
     {"stream": "console", "replay": n}   the guest's console, both ways; the last n bytes first (-1:
                                          everything that is kept)
     {"stream": "xenstore"}               the guest's end of the xenstore protocol, for xend
+    {"stream": "backends"}               the same for its back ends, which are domain 0's
     {"stream": "trace", …}               what the domain does, while it does it: domain/trace.py
 
 The socket lies in a private directory: who can open it owns the domain.
@@ -186,6 +187,9 @@ class Commands(Protocol):
     def open_xenstore(self, connection: Connection) -> None:
         """Make the connection the stream to xenstored."""
 
+    def open_backends(self, connection: Connection) -> None:
+        """Make the connection the back ends' stream to xenstored."""
+
     def open_trace(self, connection: Connection, header: dict[str, Any]) -> None:
         """Make the connection a tracer."""
 
@@ -233,6 +237,8 @@ class ControlServer:
             self._commands.open_console(connection, int(header.get("replay", 0)))
         elif stream == "xenstore":
             self._commands.open_xenstore(connection)
+        elif stream == "backends":
+            self._commands.open_backends(connection)
         elif stream == "trace":
             self._commands.open_trace(connection, header)
         else:

@@ -17,6 +17,7 @@ from pyxen.builder.kernel import KernelImage, load_kernel, read_file
 from pyxen.builder.pv import BuiltDomain, PvOptions, build
 from pyxen.cpu.base import Engine
 from pyxen.cpu.unicorn.engine import UnicornEngine
+from pyxen.domain.devices import Devices
 from pyxen.domain.reactor import Reactor
 from pyxen.errors import UserError
 from pyxen.hypervisor.clock import HostClock
@@ -31,6 +32,7 @@ from pyxen.hypervisor.vcpu import RunState
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import MachineMemory
+from pyxen.paths import Paths
 from pyxen.types import DomId, GrantRef, Port, VcpuId
 
 CONSOLE_GREF = GrantRef(0)
@@ -49,6 +51,7 @@ class MachineSpec:
     ramdisk: Path | None
     cmdline: str
     log_dir: Path
+    paths: Paths
     store_port: Port
     console_port: Port
 
@@ -72,6 +75,7 @@ class MachineSpec:
             ramdisk=Path(ramdisk) if ramdisk else None,
             cmdline=str(spec.get("cmdline") or ""),
             log_dir=Path(spec["log_dir"]),
+            paths=Paths(Path(spec["state_dir"]), Path(spec["run_dir"]).parent),
             store_port=Port(int(spec.get("store_port", 1))),
             console_port=Port(int(spec.get("console_port", 2))),
         )
@@ -109,6 +113,8 @@ class Machine:
         self._parts.callback(self.pty.close)
         self._connect_console(built, reactor)
         self._connect_xenstore(built)
+        self.devices = Devices(self.domain, reactor, spec.paths)
+        self._parts.callback(self.devices.close)
         self.memory.on_write = self.engine.code_changed
         self.domain.pause()
         self.built = built

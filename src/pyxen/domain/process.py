@@ -176,6 +176,23 @@ class DomainProcess:
         connection.on_close = lambda: ring.disconnect(connection.send)
         ring.connect(connection.send, connection.hold)
 
+    def open_backends(self, connection: Connection) -> None:
+        """Let the back ends speak to xenstored; a newer stream replaces an older one."""
+        if self._machine is None:
+            connection.close()
+            return
+        store = self._machine.devices.store
+
+        def received(data: bytes) -> None:
+            try:
+                store.received(data)
+            except RemoteProtocolError:
+                connection.close()
+
+        connection.on_data = received
+        connection.on_close = lambda: store.disconnect(connection.send)
+        store.connect(connection.send)
+
     def open_trace(self, connection: Connection, header: dict[str, Any]) -> None:
         """Tell what the domain does, until it ends or the other side has had enough."""
         if self._traces is None:

@@ -193,6 +193,7 @@ class Domain:
         self.pause_count = max(0, self.pause_count - 1)
         if self.pause_count == 0:
             self._account_pause(RunState.RUNNABLE)
+            self.timers_changed = True
 
     def _account_pause(self, state: RunState) -> None:
         now = self.time.now_ns()

@@ -34,7 +34,7 @@ from typing import Final, Protocol
 from pyxen.abi.errno import E
 from pyxen.cpu.pvstate import PvDomain
 from pyxen.errors import XenError
-from pyxen.hypervisor.descriptor import is_allowed_descriptor
+from pyxen.hypervisor.descriptor import checked_table
 from pyxen.memory import layout
 from pyxen.memory.frames import (
     DYING,
@@ -396,10 +396,12 @@ class PageTypes:
             self._flush_tlb()
 
     def _check_descriptors(self, mfn: int) -> None:
+        """Check all descriptors of a frame, and write those anew that Xen changes."""
         self._budget.work_left -= WORK_PER_TABLE
-        for word in self._memory.page(mfn).cast("Q"):
-            if word and not is_allowed_descriptor(word):
-                raise XenError(E.INVAL, f"descriptor {word:#x} in frame {mfn:#x}")
+        changed = checked_table(self._memory.page(mfn).cast("Q"))
+        # COMMIT
+        for n, descriptor in changed.items():
+            self._memory.write((mfn * 512 + n) * 8, descriptor.to_bytes(8, "little"))
 
     def _validate(self, mfn: int, level: FrameType) -> None:
         """Take all that the table refers to. Raises: XenError, having given all back; Restart."""

@@ -24,6 +24,7 @@ from pyxen.cpu.base import (
 )
 from pyxen.errors import DomainCrash
 from pyxen.hypervisor import exception, trap
+from pyxen.hypervisor.context_switch import switch_to
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall import continuation, table
 from pyxen.hypervisor.hypercall.vcpu_op import publish_runstate, publish_time
@@ -91,18 +92,21 @@ class RunLoop:
     def _turn(self, vcpu: Vcpu) -> None:
         """Run one vCPU until the world wants attention, or it blocks, or its time is over."""
         d, world, engine, sched = self.domain, self.world, self.domain.engine, self.domain.sched
-        d.select(vcpu)
+        if d.current is vcpu:
+            d.select(vcpu)
+        else:
+            switch_to(d, vcpu)
         self._enter(vcpu, RunState.RUNNING)
         sched.begin(d.time.now_ns())
-        self._arm(vcpu)
+        self._arm(self._deadline(vcpu))
         try:
             while not world.attention and not d.stopped and vcpu.runnable:
                 trap.deliver_events(d, vcpu)
                 reason = engine.run()
                 d.space.cr3 = vcpu.pv.cr3  # a native path may have changed it
                 self.handler(vcpu, reason)
-                if d.timers_changed and self._is_earlier(self._deadline(vcpu)):
-                    self._arm(vcpu)
+                if d.timers_changed:
+                    self._arm_earlier(self._deadline(vcpu))
                 if self._is_over(vcpu):
                     break
         finally:
@@ -110,15 +114,16 @@ class RunLoop:
         if vcpu.runnable:
             self._enter(vcpu, RunState.RUNNABLE)
 
-    def _arm(self, vcpu: Vcpu) -> None:
+    def _arm(self, deadline: int | None) -> None:
         self.domain.timers_changed = False
-        self._armed = self._deadline(vcpu)
-        self.world.arm(self._armed)
+        self._armed = deadline
+        self.world.arm(deadline)
 
-    def _is_earlier(self, deadline: int | None) -> bool:
+    def _arm_earlier(self, deadline: int | None) -> None:
         """Coming too early costs less than a system call for each deadline that moves away."""
         self.domain.timers_changed = False
-        return deadline is not None and (self._armed is None or deadline < self._armed)
+        if deadline is not None and (self._armed is None or deadline < self._armed):
+            self._arm(deadline)
 
     def _is_over(self, vcpu: Vcpu) -> bool:
         """Whether another vCPU should run now."""
@@ -169,12 +174,17 @@ class RunLoop:
                 exception.stepped_over_hypercall(d, vcpu)
 
     def _deadline(self, running: Vcpu | None) -> int | None:
-        """Host time at which the loop has something to do by itself."""
+        """Host time at which the loop has something to do by itself.
+
+        Watchdogs run on while the tool stack has paused the domain, as in Xen; other timers are
+        looked at when it goes on.
+        """
         d = self.domain
-        if d.stopped:
+        if d.shutdown_reason is not None:
             return None
-        times = [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
-        times += d.watchdogs.values()
+        times = list(d.watchdogs.values())
+        if not d.pause_count:
+            times += [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
         self._due_ns = min(times, default=None)
         if running is not None:
             times.append(d.time.next_resync_ns)
@@ -185,9 +195,14 @@ class RunLoop:
     def _timers(self) -> None:
         """Fire what is due: vCPU timers, poll timeouts, watchdogs, the time record."""
         d = self.domain
-        if d.stopped:
+        if d.shutdown_reason is not None:
             return
         now = d.time.now_ns()
+        if d.watchdogs and now >= min(d.watchdogs.values()):
+            d.shutdown(ShutdownReason.WATCHDOG)
+            return
+        if d.pause_count:
+            return
         if now >= d.time.next_resync_ns:
             d.time.resync()
             for vcpu in self._vcpus:
@@ -198,8 +213,6 @@ class RunLoop:
         for vcpu in self._vcpus:
             if vcpu.up:
                 self._vcpu_timers(vcpu, now)
-        if any(now >= due for due in d.watchdogs.values()):
-            d.shutdown(ShutdownReason.WATCHDOG)
 
     def _vcpu_timers(self, vcpu: Vcpu, now: int) -> None:
         d = self.domain

@@ -36,7 +36,9 @@ def error_code(selector: int) -> int:
 
 
 def descriptor(d: Domain, v: Vcpu, selector: int) -> int | None:
-    """The 64 bits that a selector names; None if its table has no such page."""
+    """The 64 bits that a selector names; None if its table does not reach so far."""
+    if selector & _LDT and selector >> 3 >= v.pv.ldt_entries:
+        return None
     page = (selector >> 12 & 15) + (_LDT_PAGE if selector & _LDT else 0)
     mapping = d.memory.read_u64(layout.descriptor_pte_maddr(v.vcpu_id, page))
     if not mapping & PTE_PRESENT:
@@ -61,13 +63,13 @@ def cache(entry: int) -> SegmentCache:
 def code_segment(d: Domain, v: Vcpu, selector: int, *, user: bool) -> SegmentCache | Trap:
     """The code segment that IRET would load, or its fault.
 
-    A guest kernel may use any level: Xen raises those of guest descriptors to 3.
+    Descriptors of the guest have level 3 (descriptor.py); its kernel may also use Xen's own.
     """
     fault = Trap(X86_EXC_GP, error_code(selector))
     entry = descriptor(d, v, selector)
     if not error_code(selector) or entry is None or entry & _NOT_SYSTEM == 0:
         return fault
-    if not entry & _CODE or entry & _CONFORMING or (user and privilege(entry) != 3):
+    if not entry & _CODE or (user and not entry & _CONFORMING and privilege(entry) != 3):
         return fault
     if entry & LONG and entry & _BIG:
         return fault
@@ -92,7 +94,10 @@ def stack_segment(d: Domain, v: Vcpu, selector: int, *, user: bool) -> SegmentCa
 
 
 def data_segment(d: Domain, v: Vcpu, selector: int) -> SegmentCache | None:
-    """What MOV to a data segment register would load for user mode; None if it would fault."""
+    """What MOV to a data segment register would load for user mode; None if it would fault.
+
+    selector: not null.
+    """
     entry = descriptor(d, v, selector)
     if entry is None or not entry & _NOT_SYSTEM or not entry & _PRESENT:
         return None

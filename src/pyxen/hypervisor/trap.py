@@ -4,6 +4,8 @@ Source: public/arch-x86/xen.h (trap_info), public/arch-x86/xen-x86_64.h (struct 
 public/callback.h. A frame on the guest's kernel stack, from the lowest address:
 
     rcx r11 [error_code] rip cs|saved_upcall_mask<<32 rflags rsp ss
+
+The failsafe callback has the selectors ds es fs gs in the place of the error code.
 """
 
 from __future__ import annotations
@@ -63,11 +65,10 @@ def deliver_trap(
             f"trap {trap.vector} (error code {trap.error_code:#x}) at {d.engine.regs.rip:#x}, "
             "for which the guest has no handler"
         )
-    error_code = None
-    if X86_EXC_HAVE_EC >> trap.vector & 1 and not trap.software:
-        error_code = trap.error_code
+    has_error_code = X86_EXC_HAVE_EC >> trap.vector & 1 and not trap.software
+    pushed = (trap.error_code,) if has_error_code else ()
     mask = bool(v.pv.traps_flags[trap.vector] & PvState.TRAP_MASK_EVENTS)
-    create_bounce_frame(d, v, address, error_code, mask_events=mask, cs=cs, ss=ss)
+    create_bounce_frame(d, v, address, pushed, mask_events=mask, cs=cs, ss=ss)
     if trap.vector == X86_EXC_PF and not trap.software:
         v.set_cr2(trap.fault_address)
 
@@ -90,7 +91,7 @@ def deliver_syscall(d: Domain, v: Vcpu) -> None:
     else:
         # One flag for both instructions, as in Xen.
         mask = bool(v.pv.syscall_callback_flags & CALLBACKF_mask_events)
-        create_bounce_frame(d, v, address, None, mask_events=mask, cs=cs, ss=ss)
+        create_bounce_frame(d, v, address, mask_events=mask, cs=cs, ss=ss)
     regs.rflags &= ~EFLAGS_DF
 
 
@@ -105,7 +106,6 @@ def deliver_sysenter(d: Domain, v: Vcpu) -> None:
         d,
         v,
         v.arch.sysenter_callback,
-        None,
         mask_events=v.arch.sysenter_masks_events,
         cs=_NULL_USER_CS,
         ss=FLAT_USER_SS64,
@@ -117,7 +117,7 @@ def deliver_events(d: Domain, v: Vcpu) -> None:
     if v.arch.nmi_pending and not v.pv.nmi_masked:
         _deliver_nmi(d, v)
     if v.pv.event_callback and v.upcall_pending and not v.upcall_mask:
-        create_bounce_frame(d, v, v.pv.event_callback, None, mask_events=True)
+        create_bounce_frame(d, v, v.pv.event_callback, mask_events=True)
         if d.trace is not None:
             d.trace.upcall(v)
 
@@ -130,11 +130,20 @@ def _deliver_nmi(d: Domain, v: Vcpu) -> None:
         v.pv.nmi_masked = 1
 
 
+def deliver_failsafe(d: Domain, v: Vcpu, selectors: tuple[int, int, int, int]) -> None:
+    """Data segments could not be loaded: say which selectors DS, ES, FS and GS should have had.
+
+    Source: load_segments of xen/arch/x86/domain.c; public/arch-x86/xen.h, HYPERVISOR_set_callbacks.
+    """
+    mask = bool(v.pv.failsafe_callback_flags & CALLBACKF_mask_events)
+    create_bounce_frame(d, v, v.pv.failsafe_callback, selectors, mask_events=mask)
+
+
 def create_bounce_frame(
     d: Domain,
     v: Vcpu,
     address: int,
-    error_code: int | None,
+    pushed: tuple[int, ...] = (),
     *,
     mask_events: bool,
     cs: int | None = None,
@@ -142,6 +151,7 @@ def create_bounce_frame(
 ) -> None:
     """Push a frame on the guest's kernel stack and go on at `address` in kernel mode.
 
+    pushed: what stands between R11 and RIP.
     cs, ss: the selectors to show when the guest was in user mode; the loaded ones by default.
     Raises: DomainCrash if the stack cannot be written: what a double fault is to a processor.
     """
@@ -158,8 +168,7 @@ def create_bounce_frame(
     shown = flags & ~(EFLAGS_IF | EFLAGS_IOPL) | (0 if saved_mask else EFLAGS_IF)
     if d.pv.architectural_iopl:
         shown |= v.pv.iopl << 12
-    error = () if error_code is None else (error_code,)
-    words = (regs.rcx, regs.r11, *error, regs.rip, cs | saved_mask << 32, shown, regs.rsp, ss)
+    words = (regs.rcx, regs.r11, *pushed, regs.rip, cs | saved_mask << 32, shown, regs.rsp, ss)
     frame = Struct(f"<{len(words)}Q").pack(*words)
     top = ((stack & ~15) - len(frame)) & U64
     if not d.space.try_write(top, frame):

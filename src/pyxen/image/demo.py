@@ -25,7 +25,7 @@ Behind it busybox asks the terminal for the cursor's position (ESC [ 6 n) unless
 """
 
 KERNEL_PACKAGES: Final = {"cloud": "linux-image-cloud-amd64", "full": "linux-image-amd64"}
-MODULES: Final = ("xen-blkfront", "xen-netfront")
+MODULES: Final = ("xen-blkfront", "xen-netfront", "ext4")
 
 _CONFIG: Final = """\
 # Made by `pyxen image demo`. Start it with: xl create -c {config}
@@ -73,17 +73,15 @@ def build_demo(
     refresh: look for newer packages even if some are cached.
     Raises:  UserError if something cannot be had or written.
     """
-    if flavour not in KERNEL_PACKAGES:
-        raise UserError(f"no flavour {flavour!r}", f"known are {', '.join(KERNEL_PACKAGES)}")
     if re.search(r'["\\\n]', f"{out_dir}{name}"):
         raise UserError("the directory's and the guest's name must not contain quotes")
     apt = apt or Apt(say=say)
     tree = None
     if kernel is None:
-        tree = _kernel_tree(apt, KERNEL_PACKAGES[flavour], refresh)
-        kernel = _only(tree, "boot/vmlinuz-*")
+        tree = kernel_tree(apt, flavour, refresh=refresh)
+        kernel = only(tree, "boot/vmlinuz-*")
     if busybox is None:
-        busybox = _only(apt.fetch_package("busybox-static", refresh=refresh), "**/bin/busybox")
+        busybox = only(apt.fetch_package("busybox-static", refresh=refresh), "**/bin/busybox")
     release = kernel.name.partition("-")[2] if tree else ""
     modules = collect_modules(tree, MODULES) if tree else []
     image = DemoImage(out_dir / f"{name}.cfg", out_dir / "vmlinuz", out_dir / "initrd.img", release)
@@ -118,8 +116,11 @@ def _write(
         raise UserError(f"{e.filename}: {e.strerror}") from None
 
 
-def _kernel_tree(apt: Apt, package: str, refresh: bool) -> Path:
-    """The files of the kernel that a meta package stands for."""
+def kernel_tree(apt: Apt, flavour: str, *, refresh: bool = False) -> Path:
+    """The files of Debian's kernel of a flavour (cloud, full). Raises: UserError."""
+    if flavour not in KERNEL_PACKAGES:
+        raise UserError(f"no flavour {flavour!r}", f"known are {', '.join(KERNEL_PACKAGES)}")
+    package = KERNEL_PACKAGES[flavour]
     depends = apt.describe(package).get("Depends", "") if refresh else _cached_depends(apt, package)
     for item in depends.split(","):
         name = item.split("|")[0].split("(")[0].strip()
@@ -139,7 +140,8 @@ def _cached_depends(apt: Apt, package: str) -> str:
     return depends
 
 
-def _only(tree: Path, pattern: str) -> Path:
+def only(tree: Path, pattern: str) -> Path:
+    """The last of the files that match. Raises: UserError if there is none."""
     found = sorted(p for p in tree.glob(pattern) if p.is_file())
     if not found:
         raise UserError(f"{tree} has no {pattern}", "try again with --refresh")

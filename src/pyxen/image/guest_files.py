@@ -54,6 +54,32 @@ echo
 exec init
 """
 
+MOUNT_ROOT: Final = r"""#!/bin/sh
+# The first process of a guest that starts from its disk: finds the disk, and goes on there.
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+read -r cmdline </proc/cmdline
+root=/dev/xvda1 mode=ro
+for word in $cmdline; do
+    case $word in root=*) root=${word#root=} ;; ro | rw) mode=$word ;; esac
+done
+for module in xen-blkfront crc32c_generic ext4; do modprobe -q $module; done
+tries=0
+until [ -b "$root" ]; do
+    tries=$((tries + 1))
+    if [ $tries = 100 ]; then
+        echo "there is no disk $root; these are there:"
+        echo /sys/class/block/*
+        exec sh
+    fi
+    sleep 0.1
+done
+mount -t ext4 -o "$mode" "$root" /newroot || exec sh
+exec switch_root /newroot /init
+"""
+
 INITTAB: Final = """\
 # For busybox' init: a shell with a controlling terminal, so that Ctrl-C reaches what runs in it.
 ::respawn:cttyhack sh -l

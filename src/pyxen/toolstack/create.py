@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from pyxen.errors import UserError
-from pyxen.toolstack import libxl_json, xenstore_layout
+from pyxen.toolstack import disk_plan, disks, libxl_json, xenstore_layout
 from pyxen.toolstack.destroy import destroy, remove_nodes
 from pyxen.xend.daemon import Xend
 from pyxen.xend.domain import Domain
@@ -38,6 +38,7 @@ async def create(
     often that happened in quick succession. Raises UserError.
     """
     spec = libxl_json.domain_spec(config)
+    plans = disk_plan.plan_disks(config, libxl_json.FAILED)
     async with AsyncExitStack() as undo:
         record = _enter(xend, config, spec, predecessor, undo)
         record.monitor, record.restarts = monitor, restarts
@@ -46,6 +47,9 @@ async def create(
         undo.callback(xend.domains.pop, record.domid, None)
         process = await _build(xend, domain, undo)
         _introduce(xend, domain, undo)
+        domain.serve_backends(xend.store)
+        undo.push_async_callback(domain.release_xenstore)
+        await disks.attach_all(xend, domain, plans)
         undo.pop_all()
     # From here on it exists, and ends as every domain does.
     xend.enter(domain)
@@ -79,6 +83,7 @@ def _enter(
         "uuid": uuid,
         "name": name,
         **spec,
+        "state_dir": str(xend.paths.state),
         "run_dir": str(xend.paths.domain_run(record.domid)),
         "log_dir": str(_log_dir(xend.paths.domain_logs(name), record.domid)),
     }

@@ -8,7 +8,11 @@ import shutil
 from pyxen.toolstack import xenstore_layout
 from pyxen.xend.daemon import Xend
 from pyxen.xend.domain import Domain
+from pyxen.xend.process import END_SECONDS
 from pyxen.xend.record import ENDING, DomainRecord
+
+FLUSH_SECONDS = 60.0
+"""How long a domain's process may take to bring what its guest wrote to its disks."""
 
 
 async def destroy(xend: Xend, domain: Domain, phase: str = ENDING) -> None:
@@ -27,7 +31,7 @@ async def _destroy(xend: Xend, domain: Domain, phase: str) -> None:
     record.phase = phase
     xend.registry.save(record)
     if domain.process is not None:
-        await domain.process.end()
+        await domain.process.end(FLUSH_SECONDS if record.config.get("disks") else END_SECONDS)
     await domain.release_xenstore()
     # The record goes last: a xend killed in between finds it and finishes the work.
     xend.store.release(record.domid)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyxen import __version__
 from pyxen.errors import UserError
-from pyxen.toolstack import control, host, libxl_json, lifecycle, status, xenstore_layout
+from pyxen.toolstack import control, disks, host, libxl_json, lifecycle, status, xenstore_layout
 from pyxen.toolstack.create import create
 from pyxen.toolstack.destroy import destroy
 from pyxen.xend.api import Operation
@@ -162,6 +162,37 @@ async def op_domid(xend: Xend, request: JsonObject) -> Any:
     return {"domid": record.domid if record else 0}
 
 
+async def op_block_attach(xend: Xend, request: JsonObject) -> Any:
+    """Attach a `disk`, libxl's JSON of it, to a domain."""
+    disk = request.get("disk")
+    if not isinstance(disk, dict):
+        raise UserError("block_attach: no disk")
+    await disks.attach(xend, guest(xend, request, "attach disks to"), disk)
+    return {}
+
+
+async def op_block_detach(xend: Xend, request: JsonObject) -> Any:
+    """Take the disk `vdev` from a domain; by `force`, whatever the guest says."""
+    domain = guest(xend, request, "detach disks from")
+    force = bool(request.get("force"))
+    await disks.detach(xend, domain, str(request.get("vdev", "")), force=force)
+    return {}
+
+
+async def op_block_list(xend: Xend, request: JsonObject) -> Any:
+    """The disks of a domain; the host has none."""
+    domid = find_domid(xend, request.get("domain", ""))
+    return disks.disk_list(xend, xend.find(domid).domid) if domid else []
+
+
+async def op_cd_insert(xend: Xend, request: JsonObject) -> Any:
+    """Put the medium `target` into the drive `vdev` of a domain; '' ejects what is in it."""
+    domain = guest(xend, request, "change media of")
+    vdev, target = str(request.get("vdev", "")), str(request.get("target", ""))
+    await disks.insert(xend, domain, vdev, target)
+    return {}
+
+
 async def op_console(xend: Xend, request: JsonObject) -> Any:
     """Where the domain's console is served."""
     return _streams(xend, guest(xend, request, "have a console for"))
@@ -239,6 +270,10 @@ class Toolstack:
             "wait": op_wait,
             "rename": op_rename,
             "domid": op_domid,
+            "block_attach": op_block_attach,
+            "block_detach": op_block_detach,
+            "block_list": op_block_list,
+            "cd_insert": op_cd_insert,
             "console": op_console,
             "trace": op_trace,
             "hypercalls": op_hypercalls,

@@ -175,6 +175,7 @@ class Xend:
         domain.record.phase = LIVE
         self.registry.save(domain.record)
         domain.serve_xenstore(self.store)
+        domain.serve_backends(self.store)
         self.background(self._supervise(domain))
 
     async def _supervise(self, domain: Domain) -> None:

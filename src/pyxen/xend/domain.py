@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from pyxen.errors import XenError
@@ -15,6 +15,8 @@ from pyxen.xend.record import DomainRecord, JsonObject
 
 if TYPE_CHECKING:
     from pyxen.xenstored.server import XenStored
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Domain:
         self.ending: asyncio.Task[None] | None = None
         self.last_status: JsonObject = {}
         self._xenstore_task: asyncio.Task[None] | None = None
+        self._backends_task: asyncio.Task[None] | None = None
 
     @property
     def domid(self) -> int:
@@ -56,22 +59,34 @@ class Domain:
                 }
             )
 
+    def serve_backends(self, store: XenStored) -> None:
+        """Connect its back ends to the store, with domid 0's rights; as long as the process lives.
+
+        From before the domain is entered: its disks are opened while it is made.
+        """
+        if self._backends_task is None:
+            self._backends_task = asyncio.ensure_future(self._serve("backends", store.serve_host))
+
     def serve_xenstore(self, store: XenStored) -> None:
         """Connect the guest's xenstore ring to the store for as long as the process lives."""
-        self._xenstore_task = asyncio.ensure_future(self._serve_xenstore(store))
 
-    async def _serve_xenstore(self, store: XenStored) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await store.attach_guest(self.domid, reader, writer)
+
+        self._xenstore_task = asyncio.ensure_future(self._serve("xenstore", serve))
+
+    async def _serve(self, stream: str, serve: Serve) -> None:
         process = self.process
         assert process is not None
         while not process.gone.is_set():
             try:
-                reader, writer = await process.open_stream({"stream": "xenstore"})
+                reader, writer = await process.open_stream({"stream": stream})
             except ProcessGone:
                 return
             try:
-                await store.attach_guest(self.domid, reader, writer)
+                await serve(reader, writer)
             except (ProtocolError, XenError) as error:
-                log.error("domain %d: no xenstore for it: %s", self.domid, error)
+                log.error("domain %d: no %s for it: %s", self.domid, stream, error)
                 return
             finally:
                 writer.close()
@@ -79,11 +94,12 @@ class Domain:
                 await asyncio.wait_for(process.gone.wait(), REATTACH_SECONDS)
 
     async def release_xenstore(self) -> None:
-        """Cut the guest's xenstore connection."""
-        task, self._xenstore_task = self._xenstore_task, None
-        if task is not None:
+        """Cut the connections to xenstore: the guest's, and that of its back ends."""
+        tasks = [task for task in (self._xenstore_task, self._backends_task) if task is not None]
+        self._xenstore_task = self._backends_task = None
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Let go of the domain, which may run on."""

@@ -99,11 +99,11 @@ class DomainProcess:
         finally:
             self._waiting.pop(call_id, None)
 
-    async def end(self) -> None:
-        """Ask the process to exit, see that it does, and kill it if it does not."""
+    async def end(self, seconds: float = END_SECONDS) -> None:
+        """Ask the process to exit, see that it does in time, and kill it if it does not."""
         with contextlib.suppress(ProcessGone, UserError, TimeoutError, OSError):
             await self.call("destroy", seconds=END_SECONDS)
-            await asyncio.wait_for(self.gone.wait(), END_SECONDS)
+            await asyncio.wait_for(self.gone.wait(), seconds)
         if not self.gone.is_set():
             self.pid.signal(signal.SIGKILL)
             await self.gone.wait()

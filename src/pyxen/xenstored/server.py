@@ -63,11 +63,12 @@ class XenStored:
             path = Path(where)
             where = _bind(path)
             self._socket_paths.append(path)
-        server = await asyncio.start_unix_server(self._accept, sock=where, limit=_READ_BYTES)
+        server = await asyncio.start_unix_server(self.serve_host, sock=where, limit=_READ_BYTES)
         self._servers.append(server)
         return server
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_host(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a client with domid 0's rights until its stream ends; the writer is closed then."""
         link = _Link(reader, writer)
         connection = Connection(self.xenstore, DOM0, link.outbox(on_overflow=link.close))
         self._links.add(link)

@@ -80,11 +80,16 @@ class Config:
 
     def request(self) -> dict[str, Any]:
         """What xend is sent: paths are seen from here, so they are made absolute."""
+        from pyxen.config.disk import absolute_target
+
         config: dict[str, Any] = json.loads(self.json)
         build = config.get("b_info", {})
         for key in ("kernel", "ramdisk"):
             if build.get(key):
                 build[key] = os.path.abspath(build[key])
+        for disk in config.get("disks", []):
+            if disk.get("pdev_path"):
+                disk["pdev_path"] = absolute_target(disk["pdev_path"])
         return config
 
 

@@ -124,6 +124,15 @@ DESCRIPTORS = [
             _CALL_GATE_XEN, EINVAL),
     _update("call-gate", "check_descriptor: a call gate to a guest selector is allowed", _CALL_GATE,
             0),
+    Case("descriptor/level-0-is-stored-as-3", "check_descriptor raises the level to the guest's, 3",
+         "maddr_of $pages, %rbx\n movabs $0x00cf93000000ffff, %rbp\n"
+         " result_of update_descriptor, %rbx, %rbp\n report pages", (0, _DATA)),
+    Case("descriptor/gate-is-stored", "check_descriptor: DPL 0, the old one is the target's RPL",
+         f"maddr_of $pages, %rbx\n movabs ${_CALL_GATE - 3 * 65536:#x}, %rbp\n"
+         " result_of update_descriptor, %rbx, %rbp\n"
+         f" movabs ${_CALL_GATE:#x}, %rbp\n"
+         " result_of update_descriptor, %rbx, %rbp\n report pages",
+         (EINVAL, 0, _CALL_GATE & ~(3 << 45))),
     Case("descriptor/unaligned", "do_update_descriptor: EINVAL",
          "maddr_of $pages+4, %rbx\n result_of update_descriptor, %rbx, $0", (EINVAL,)),
     Case("descriptor/xen-frame", "not the guest's: EINVAL",
@@ -156,6 +165,33 @@ DESCRIPTORS = [
          f"{_GDT} hypercall set_gdt, $@list, $512\n maddr_of $pages+6*8, %rbx\n"
          f" movabs ${_DATA:#x}, %rbp\n result_of update_descriptor, %rbx, %rbp\n"
          " mov $0x33, %eax\n mov %eax, %fs\n mov %fs, %eax\n report %rax", (0, 0x33), _GDT_DATA),
+    Case("gdt/levels", "validate_segdesc_page: data of level 0 in a new GDT is level 3 then",
+         f"movabs $0x00cf93000000ffff, %rax\n mov %rax, pages+6*8\n {_GDT}"
+         " result_of set_gdt, $@list, $512\n report pages+6*8\n"
+         " mov $0x33, %eax\n mov %eax, %fs\n mov %fs, %eax\n report %rax",
+         (0, _DATA, 0x33), _GDT_DATA),
+    Case("gdt/iret-to-level-0", "user mode on a code segment that was of level 0",
+         f"movabs $0x00af9b000000ffff, %rax\n mov %rax, pages+6*8\n {_GDT}"
+         " hypercall set_gdt, $@list, $512\n expecting @after\n"
+         " push_iret $@user, $0x33, $0x202, $user_stack_top, $FLAT_USER_SS64\n iret\n"
+         "@after: report trap_vector\n report syscall_rax", (0x100, 0x33), _GDT_DATA,
+         user="@user: mov %cs, %eax\n syscall"),
+    Case("gdt/iret-to-conforming", "conforming code is allowed, and IRET enters it",
+         f"movabs $0x00afff000000ffff, %rax\n mov %rax, pages+6*8\n {_GDT}"
+         " result_of set_gdt, $@list, $512\n expecting @after\n"
+         " push_iret $@user, $0x33, $0x202, $user_stack_top, $FLAT_USER_SS64\n iret\n"
+         "@after: report trap_vector\n report syscall_rax", (0, 0x100, 0x33), _GDT_DATA,
+         user="@user: mov %cs, %eax\n syscall"),
+    Case("gdt/call-gate", "a far call of user mode through a gate is #GP (not emulated for 64-bit)",
+         f"movabs ${_CALL_GATE:#x}, %rax\n mov %rax, pages+6*8\n {_GDT}"
+         " result_of set_gdt, $@list, $512\n expecting @after\n to_user @user\n"
+         "@after: report_trap\n mov $@call, %rax\n sub trap_rip, %rax\n report %rax",
+         (0, 13, 0x30, 0), _GDT_DATA,
+         user="@user: mov $4096, %esp\n@call: lcall *@far\n@far: .long 0\n .word 0x33"),
+    Case("gdt/call-gate-kernel", "so is one of the kernel",
+         f"movabs ${_CALL_GATE:#x}, %rax\n mov %rax, pages+6*8\n {_GDT}"
+         " result_of set_gdt, $@list, $512\n expecting @after\n lcall *@far\n"
+         "@after: report_trap", (0, 13, 0x30), _GDT_DATA + "\n@far: .long 0\n .word 0x33"),
     Case("gdt/none", "do_set_gdt of no entries takes the table away: #GP for its selectors",
          f"{_GDT} hypercall set_gdt, $@list, $512\n result_of set_gdt, $0, $0\n"
          " mov $0x2b, %eax\n expecting @after\n mov %eax, %fs\n@after: report_trap",
@@ -167,6 +203,20 @@ DESCRIPTORS = [
          "movabs $0x00cff3000000ffff, %rax\n mov %rax, pages+8\n remap $pages, PAGE_RO\n"
          " mmuext MMUEXT_SET_LDT, $pages, $512\n report %rax\n mov $0xf, %eax\n mov %eax, %fs\n"
          " mov %fs, %eax\n report %rax", (0, 0xF)),
+    Case("ldt/limit", "load_LDT: what is behind the last entry is #GP, though its page is there",
+         "movabs $0x00cff3000000ffff, %rax\n mov %rax, pages+8\n mov %rax, pages+16\n"
+         " remap $pages, PAGE_RO\n mmuext MMUEXT_SET_LDT, $pages, $2\n report %rax\n"
+         " mov $0xf, %eax\n mov %eax, %fs\n expecting @after\n mov $0x17, %eax\n"
+         " mov %eax, %fs\n@after: report_trap\n mov %fs, %eax\n report %rax",
+         (0, 13, 0x14, 0xF)),
+    Case("ldt/limit-of-iret", "so is an iret to it",
+         "movabs $0x00affb000000ffff, %rax\n mov %rax, pages+16\n"
+         " remap $pages, PAGE_RO\n mmuext MMUEXT_SET_LDT, $pages, $2\n report %rax\n"
+         " expecting @after\n"
+         " push_iret $user_text, $0x17, $0x202, $user_stack_top, $FLAT_USER_SS64\n iret\n"
+         "@after: report_trap", (0, 13, 0x14)),
+    Case("ldt/none-at-first", "a vCPU begins without an LDT: #GP",
+         "expecting @after\n mov $7, %eax\n mov %eax, %fs\n@after: report_trap", (13, 4)),
     Case("ldt/too-many", "do_mmuext_op: more than 8192 entries are EINVAL",
          "mmuext MMUEXT_SET_LDT, $pages, $8193\n report %rax", (EINVAL,)),
     Case("ldt/unaligned", "do_mmuext_op: EINVAL",

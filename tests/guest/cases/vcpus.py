@@ -13,7 +13,7 @@ from ..case import Case
 EINVAL, ENOENT, EEXIST, ENXIO = (-e.value for e in (E.INVAL, E.NOENT, E.EXIST, E.NXIO))
 
 # pages and pages+4096 hold the vcpu_guest_context of vCPU 1.
-_CONTEXT = """
+CONTEXT = """
     mfn_of  l4, %rbx
     shl     $12, %rbx
     mov     %rbx, pages+CTX_CR3
@@ -28,7 +28,7 @@ _CONTEXT = """
     movq    $event_entry, pages+CTX_EVENT
     movq    $77, pages+CTX_RDI
 """
-_START = f"""{_CONTEXT}
+_START = f"""{CONTEXT}
     hypercall vcpu_op, $VCPUOP_initialise, $1, $pages
     hypercall vcpu_op, $VCPUOP_up, $1, $0
 """
@@ -38,16 +38,16 @@ _WAIT = """
     je      1b
 """
 _SLEEP = "2: hypercall sched_op, $SCHEDOP_block, $0\n jmp 2b"
-_FLAG = ".balign 8\n@flag: .quad 0\n"
+FLAG = ".balign 8\n@flag: .quad 0\n"
 
 
-def _two(name: str, source: str, code: str, *expect: int, data: str = _FLAG) -> Case:
+def _two(name: str, source: str, code: str, *expect: int, data: str = FLAG) -> Case:
     return Case(f"smp/{name}", source, code, expect, data, vcpus=2)
 
 
 SMP = [
     _two("start", "initialise, up: the second vCPU runs with the registers of the context",
-         f"""{_CONTEXT}
+         f"""{CONTEXT}
          result_of vcpu_op, $VCPUOP_is_up, $1, $0
          result_of vcpu_op, $VCPUOP_initialise, $1, $pages
          result_of vcpu_op, $VCPUOP_is_up, $1, $0
@@ -68,11 +68,11 @@ SMP = [
          "result_of vcpu_op, $VCPUOP_down, $1, $0", 0),
     _two("beyond", "do_vcpu_op: ENOENT", "result_of vcpu_op, $VCPUOP_is_up, $2, $0", ENOENT),
     _two("initialise-bad-cr3", "arch_set_info_guest: a page table that is not the guest's: EINVAL",
-         f"{_CONTEXT} movq $0x10000, pages+CTX_CR3\n"
+         f"{CONTEXT} movq $0x10000, pages+CTX_CR3\n"
          f" result_of vcpu_op, $VCPUOP_initialise, $1, $pages\n jmp @end\n@second: ud2\n@end:",
          EINVAL),
     _two("initialise-bad-rip", "arch_set_info_guest: a non-canonical RIP is EINVAL",
-         f"{_CONTEXT} movabs $NON_CANONICAL, %rax\n mov %rax, pages+CTX_RIP\n"
+         f"{CONTEXT} movabs $NON_CANONICAL, %rax\n mov %rax, pages+CTX_RIP\n"
          f" result_of vcpu_op, $VCPUOP_initialise, $1, $pages\n jmp @end\n@second: ud2\n@end:",
          EINVAL),
     _two("timer-of-another", "set_singleshot_timer: only for the caller: EINVAL",
@@ -96,7 +96,7 @@ SMP = [
 4:       hypercall sched_op, $SCHEDOP_poll, $@idle
          jmp 4b
 @end:""", 0, 9, 1, 1,
-         data=f"{_FLAG}@ipi: .long 0\n@port: .long 0\n.balign 8\n"
+         data=f"{FLAG}@ipi: .long 0\n@port: .long 0\n.balign 8\n"
          "@poll: .quad @port\n .long 1, 0\n .quad 0\n@idle: .quad 0\n .long 0, 0\n .quad 0"),
     _two("down-and-up", "VCPUOP_down of another vCPU, and up again: it goes on where it was",
          f"""{_START}

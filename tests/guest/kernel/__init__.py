@@ -66,14 +66,17 @@ _OWN = {
 _CONTEXT = arch_x86.VcpuGuestContext.OFFSET
 _REGISTERS = {
     f"CTX_{name.upper()}": _CONTEXT["user_regs"] + arch_x86.CpuUserRegs.OFFSET[name]
-    for name in ("rip", "rsp", "rdi", "cs", "ss", "rflags")
+    for name in ("rip", "rsp", "rdi", "cs", "ss", "ds", "es", "rflags")
 }
 _OWN |= _REGISTERS | {
     "CTX_FLAGS": _CONTEXT["flags"],
     "CTX_CR3": _CONTEXT["ctrlreg"] + 3 * 8,
+    "CTX_LDT_BASE": _CONTEXT["ldt_base"],
+    "CTX_LDT_ENTS": _CONTEXT["ldt_ents"],
     "CTX_KERNEL_SS": _CONTEXT["kernel_ss"],
     "CTX_KERNEL_SP": _CONTEXT["kernel_sp"],
     "CTX_EVENT": _CONTEXT["event_callback_eip"],
+    "CTX_FAILSAFE": _CONTEXT["failsafe_callback_eip"],
 }
 _NOTES = f"""
 .macro note type, words:vararg

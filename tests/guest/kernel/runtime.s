@@ -108,14 +108,16 @@ syscall_entry:
     mov     %rax, syscall_rax
     jmp     trap_without_error
 
-# From a failed iret: as a trap, with the four data segment selectors first.
+# Data segments could not be loaded: as a trap, with the four selectors first.
 failsafe_entry:
     movq    $0x101, trap_vector
     movq    $-1, trap_error
     pop     %rcx
     pop     %r11
     popq    failsafe_ds
-    add     $24, %rsp
+    popq    failsafe_es
+    popq    failsafe_fs
+    popq    failsafe_gs
     popq    trap_rip
     popq    trap_cs
     popq    trap_flags
@@ -178,6 +180,9 @@ trap_stack:     .quad 0
 trap_count:     .quad 0
 handler_flags:  .quad 0
 failsafe_ds:    .quad 0
+failsafe_es:    .quad 0
+failsafe_fs:    .quad 0
+failsafe_gs:    .quad 0
 syscall_rax:    .quad 0
 syscall_rcx:    .quad 0
 syscall_r11:    .quad 0

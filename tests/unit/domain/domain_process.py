@@ -68,7 +68,8 @@ class Process:
         spec = {
             "domid": 7, "uuid": "12345678-1234-5678-1234-567812345678", "name": "tiny",
             "memory_kib": 8192, "maxmem_kib": 8192, "maxvcpus": 1, "kernel": str(kernel),
-            "ramdisk": None, "cmdline": "", "run_dir": str(self.run_dir),
+            "ramdisk": None, "cmdline": "",
+            "state_dir": str(directory), "run_dir": str(self.run_dir),
             "log_dir": str(self.log_dir), "store_port": 1, "console_port": 2, **changes,
         }  # fmt: skip
         self.socket = self.run_dir / "control.sock"

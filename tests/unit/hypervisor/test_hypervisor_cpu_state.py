@@ -150,8 +150,7 @@ def test_a_gdt_whose_list_cannot_be_read(guest: PvGuest) -> None:
         (CODE, True),
         (ABSENT_GATE, True),
         (0x0000_8000_0000_0000, True),
-        (CONFORMING, False),
-        (CALL_GATE, False),
+        (CONFORMING, True),
         (LDT_DESCRIPTOR, False),
         (TSS, False),
     ],
@@ -164,6 +163,34 @@ def test_which_descriptors_are_allowed(guest: PvGuest, descriptor: int, allowed:
     guest.memory.write_u64(at, descriptor)
     guest.protect(PFN)
     assert guest.call("set_gdt", guest.put(MFN), 1) == wanted, "all of the page counts"
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "stored"),
+    [
+        pytest.param(0x00CF_9300_0000_FFFF, DATA, id="data of level 0"),
+        pytest.param(0x00AF_DB00_0000_FFFF, CODE, id="code of level 2"),
+        pytest.param(0x0000_8C00_0010_0000, 0x0000_8C00_0013_0000, id="gate of level 0"),
+        pytest.param(0x1234_EC00_0017_5678, 0x1234_8C00_0017_5678, id="gate of level 3"),
+        pytest.param(0x0000_EC00_E033_0000, 0x0000_8C00_E033_0000, id="gate to FLAT_KERNEL_CS"),
+        pytest.param(0x0000_EC00_E030_0000, None, id="gate to FLAT_KERNEL_CS, level 0"),
+        pytest.param(0x0000_EC00_E00F_0000, 0x0000_8C00_E00F_0000, id="gate to an LDT"),
+        pytest.param(0x0000_EC00_E008_0000, None, id="gate to Xen's code"),
+        pytest.param(0x0000_EC01_0010_0000, None, id="gate with parameters"),
+        pytest.param(0x0000_E400_0010_0000, None, id="16-bit gate"),
+    ],
+)
+def test_what_is_stored_for_a_descriptor(
+    guest: PvGuest, descriptor: int, stored: int | None
+) -> None:
+    at = (MFN << 12) + 8 * 7
+    assert guest.call("update_descriptor", at, descriptor) == (-E.INVAL if stored is None else 0)
+    assert guest.memory.read_u64(at) == (stored or 0)
+    guest.memory.write_u64(at, descriptor)
+    guest.protect(PFN)
+    result = guest.call("set_gdt", guest.put(MFN), 512)
+    assert result == (-E.INVAL if stored is None else 0)
+    assert guest.memory.read_u64(at) == (stored or descriptor)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +301,7 @@ def test_the_base_of_a_selector(guest: PvGuest) -> None:
     "descriptor",
     [
         pytest.param(0x12CF_7334_5678_FFFF, id="absent"),
-        pytest.param(0x12CF_B334_5678_FFFF, id="privilege level 1"),
+        pytest.param(0x1200_8C34_5678_FFFF, id="call gate"),
         pytest.param(0x12CF_F834_5678_FFFF, id="execute only"),
     ],
 )

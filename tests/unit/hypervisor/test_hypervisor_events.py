@@ -53,7 +53,7 @@ from pyxen.errors import XenError
 from pyxen.hypervisor.evtchn import Channel, ChannelKind
 from pyxen.hypervisor.hypercall.physdev_op import NR_PIRQS
 from pyxen.memory.machine import XEN_PAGES
-from pyxen.types import VcpuId
+from pyxen.types import Port, VcpuId
 
 PENDING = SharedInfo.OFFSET["evtchn_pending"]
 MASK = SharedInfo.OFFSET["evtchn_mask"]
@@ -209,11 +209,11 @@ def test_a_back_end_hears_the_guest(guest: PvGuest) -> None:
     op = EvtchnAllocUnbound(dom=SELF, remote_dom=0)
     _, unbound = guest.op(OP, EVTCHNOP_alloc_unbound, op)
     events = guest.domain.events
-    events.bind_back_end(unbound.port, lambda: heard.append(1))
+    host_port = events.bind_back_end(unbound.port, lambda: heard.append(1))
     assert send(guest, unbound.port) == 0
     assert heard == [1]
     assert not guest.bit(PENDING, unbound.port)
-    events.unbind_back_end(unbound.port)
+    events.unbind_back_end(host_port)
     assert send(guest, unbound.port) == 0
     assert heard == [1]
     assert status(guest, unbound.port)[1].status == ChannelKind.UNBOUND
@@ -255,7 +255,7 @@ def test_an_event_of_a_back_end_for_a_port_that_the_guest_closed(guest: PvGuest)
     close(guest, port)
     guest.domain.events.set_pending(port)
     assert not guest.bit(PENDING, port)
-    guest.domain.events.unbind_back_end(port)
+    guest.domain.events.unbind_back_end(Port(99))
 
 
 # --- VIRQs ------------------------------------------------------------------------------------

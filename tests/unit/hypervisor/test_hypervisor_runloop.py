@@ -563,12 +563,31 @@ def test_watchdog_errors(guest: PvGuest) -> None:
     assert watchdog(guest, 0, 0xFFFF_FFFF) == 2
 
 
-def test_a_paused_domains_watchdog_sleeps_too(guest: PvGuest) -> None:
+def test_the_watchdog_of_a_paused_domain_runs_on(guest: PvGuest) -> None:
     watchdog(guest, 0, 1)
-    guest.domain.pause_count = 1
-    guest.clock.advance(5_000 * MS)
+    watchdog(guest, 0, 5)
+    guest.domain.pause()
+    world = sleeping(guest)
     guest.loop.run()
-    assert guest.domain.shutdown_reason is None
+    assert guest.domain.shutdown_reason is ShutdownReason.WATCHDOG
+    assert len(world.waits) == 2, "until the first is due, and for ever"
+    assert guest.time.now_ns() >= guest.domain.watchdogs[1]
+
+
+def test_other_timers_of_a_paused_domain_wait(guest: PvGuest) -> None:
+    bind_timer(guest)
+    guest.call("set_timer_op", guest.time.now_ns() + 10 * MS)
+    guest.domain.pause()
+    world = sleeping(guest)
+    guest.loop.run()
+    assert world.waits == [None]
+    assert guest.vcpu.singleshot_ns, "nobody looked"
+    guest.clock.advance(20 * MS)
+    guest.domain.unpause()
+    sleeping(guest)
+    guest.engine.script += [block(guest)]
+    guest.loop.run()
+    assert guest.vcpu.singleshot_ns == 0
 
 
 def test_yield_alone_goes_on(guest: PvGuest) -> None:

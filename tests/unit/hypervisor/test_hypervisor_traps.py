@@ -562,7 +562,7 @@ def test_iret_to_a_bad_stack_segment(guest: PvGuest, ss: int, cs: int) -> None:
     [
         pytest.param(0x00AF_7B00_0000_FFFF, 0xB, USER_SS, 11, id="absent code"),
         pytest.param(0x00CF_7300_0000_FFFF, USER_CS, 0xB, 12, id="absent stack"),
-        pytest.param(0x00AF_9B00_0000_FFFF, 0xB, USER_SS, 13, id="privilege level 0"),
+        pytest.param(0x0000_EC00_E033_0000, 0xB, USER_SS, 13, id="call gate"),
         pytest.param(0x00EF_FB00_0000_FFFF, 0xB, USER_SS, 13, id="L and D"),
         pytest.param(0x00CF_F100_0000_FFFF, USER_CS, 0xB, 13, id="read only"),
     ],

@@ -74,6 +74,7 @@ class _Vcpu:
         self.cr3 = 0
         self.task_switched = False
         self.gdt_limit = 0xEFFF
+        self.ldt_limit = 0
         self.debug_registers = [0] * 8
         self.port_access = (False, False)
         self.tsc_disabled = False
@@ -170,6 +171,9 @@ class FakeEngine(Engine):
 
     def set_gdt_limit(self, limit: int) -> None:
         self.vcpu.gdt_limit = limit
+
+    def set_ldt_limit(self, limit: int) -> None:
+        self.vcpu.ldt_limit = limit
 
     def set_debug_register(self, index: int, value: int) -> None:
         self.vcpu.debug_registers[index] = value

@@ -46,7 +46,6 @@ EFER_GUEST: Final = 0xD01
 """SCE, LME, LMA, NXE."""
 DR6_RESET: Final = 0xFFFF_0FF0
 _GDT_LIMIT: Final = 0xEFFF
-_LDT_LIMIT: Final = 0xFFFF
 _RIP: Final = layout.RIP >> 3
 
 
@@ -158,7 +157,7 @@ class UnicornEngine(Engine):
         regs = UnicornRegisters(ctypes.addressof(parked))
         for register, base, limit in (
             (layout.GDTR, gdt_vaddr(vcpu_id), _GDT_LIMIT),
-            (layout.LDTR, gdt_vaddr(vcpu_id) + LDT_OFFSET, _LDT_LIMIT),
+            (layout.LDTR, gdt_vaddr(vcpu_id) + LDT_OFFSET, 0),
         ):
             regs.words[(register + layout.SEGMENT_BASE) >> 3] = base
             regs.dwords[(register + layout.SEGMENT_LIMIT) >> 2] = limit
@@ -254,6 +253,9 @@ class UnicornEngine(Engine):
 
     def set_gdt_limit(self, limit: int) -> None:
         self.regs.dwords[(layout.GDTR + layout.SEGMENT_LIMIT) >> 2] = limit
+
+    def set_ldt_limit(self, limit: int) -> None:
+        self.regs.dwords[(layout.LDTR + layout.SEGMENT_LIMIT) >> 2] = limit
 
     def set_debug_register(self, index: int, value: int) -> None:
         self.regs.words[(layout.DR >> 3) + snapshot.DR_SLOTS[index]] = value

@@ -170,6 +170,8 @@ class UnicornRegisters(Registers):
         self.words[(index + 2) >> 1] = base & U64
         dwords[index + 4] = limit
         dwords[index + 5] = attributes
+        if base and segment in (layout.DS, layout.ES) and not self.long_mode:
+            dwords[_HFLAGS] |= layout.HF_ADDSEG
 
     def segment(self, segment: int) -> tuple[int, int, int, int]:
         """(selector, base, limit, attributes) as the processor has them."""

@@ -193,13 +193,11 @@ class EventChannels:
         self._host_ends[channel.remote_port] = HostEnd(notify, Port(port))
         return channel.remote_port
 
-    def unbind_back_end(self, port: int) -> None:
-        """The back end goes away: the port is UNBOUND again, if the guest still has it."""
-        channel = self._channels.get(Port(port))
-        if channel is None or channel.kind is not ChannelKind.INTERDOMAIN:
-            return
-        if channel.remote_domid == HOST:
-            del self._host_ends[channel.remote_port]
+    def unbind_back_end(self, host_port: Port) -> None:
+        """A back end goes away: the guest's port, if it still has it, is UNBOUND again."""
+        end = self._host_ends.pop(host_port, None)
+        if end is not None and end.port:
+            channel = self._channels[end.port]
             channel.kind, channel.remote_port = ChannelKind.UNBOUND, Port(0)
 
     def connect_to_host(self, host_port: int) -> Port:

@@ -14,7 +14,7 @@ from pyxen.abi.arch_x86 import FIRST_RESERVED_GDT_ENTRY, TrapInfo
 from pyxen.abi.errno import E
 from pyxen.cpu.pvstate import TRAPS
 from pyxen.errors import XenError
-from pyxen.hypervisor.descriptor import is_allowed_descriptor
+from pyxen.hypervisor.descriptor import checked_descriptor
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.page_types import Restart
@@ -38,6 +38,7 @@ _LDT_PAGES = 16
 _FIRST_LDT_PAGE = 16
 _SEGDESC = FrameType.SEGDESC
 _MAX_LDT_ENTRIES = 8192
+_DESCRIPTOR_BYTES = 8
 
 
 def set_trap_table(d: Domain, v: Vcpu, traps: int) -> int:
@@ -107,23 +108,37 @@ def _show(d: Domain, v: Vcpu, first: int, pages: int, frames: Sequence[int | Non
 def update_descriptor(d: Domain, v: Vcpu, maddr: int, descriptor: int) -> int:
     """HYPERVISOR_update_descriptor: one descriptor by its machine address."""
     mfn = maddr >> PAGE_SHIFT
-    if maddr & 7 or not is_allowed_descriptor(descriptor):
+    checked = checked_descriptor(descriptor)
+    if maddr & 7 or checked is None:
         raise XenError(E.INVAL, f"descriptor {descriptor:#x} at {maddr:#x}")
     if not (d.frames.is_domains(mfn) and d.frames.uses(mfn) and d.frames.type(mfn) is _SEGDESC):
         d.types.check_writable(mfn)
     # COMMIT
-    d.memory.write_u64(maddr, descriptor)
+    d.memory.write(maddr, checked.to_bytes(8, "little"))
     return 0
 
 
 def set_ldt(d: Domain, v: Vcpu, vaddr: int, entries: int) -> None:
     """MMUEXT_SET_LDT: show `entries` descriptors at a page-aligned address as the vCPU's LDT."""
+    check_ldt(vaddr, entries)
+    # COMMIT
+    load_ldt(d, v, vaddr, entries)
+
+
+def check_ldt(vaddr: int, entries: int) -> None:
+    """Where an LDT may be, and how long. Raises: XenError(EINVAL)."""
     if entries > _MAX_LDT_ENTRIES or (
         entries and (vaddr & (PAGE_SIZE - 1) or not is_guest_vaddr(vaddr))
     ):
         raise XenError(E.INVAL, f"LDT of {entries} descriptors at {vaddr:#x}")
-    # COMMIT
+
+
+def load_ldt(d: Domain, v: Vcpu, vaddr: int, entries: int) -> None:
+    """Show what `check_ldt` has passed as the vCPU's LDT, by its own page tables."""
     v.ldt_vaddr, v.pv.ldt_entries = vaddr, entries
+    d.engine.select(v.vcpu_id)
+    d.engine.set_ldt_limit(max(entries * _DESCRIPTOR_BYTES - 1, 0))
+    d.engine.select(d.current.vcpu_id)
     map_ldt(d, v)
 
 
@@ -136,7 +151,7 @@ def map_ldt(d: Domain, v: Vcpu) -> None:
     frames: list[int | None] = []
     for page in range((v.pv.ldt_entries + 511) // 512):
         vaddr = v.ldt_vaddr + page * PAGE_SIZE
-        maddr = translate(d.memory, d.space.cr3, vaddr) if is_guest_vaddr(vaddr) else None
+        maddr = translate(d.memory, v.pv.cr3, vaddr) if is_guest_vaddr(vaddr) else None
         frames.append(None if maddr is None else _use_for_ldt(d, maddr >> PAGE_SHIFT))
     old, v.ldt_frames = v.ldt_frames, tuple(mfn for mfn in frames if mfn is not None)
     _show(d, v, _FIRST_LDT_PAGE, _LDT_PAGES, frames)

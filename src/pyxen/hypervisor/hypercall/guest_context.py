@@ -15,9 +15,10 @@ from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.hypercall.continuation import work
 from pyxen.hypervisor.hypercall.cpu_state import fpu_taskswitch, set_cr4, set_debugreg
-from pyxen.hypervisor.hypercall.descriptors import load_gdt
+from pyxen.hypervisor.hypercall.descriptors import check_ldt, load_gdt, load_ldt
 from pyxen.hypervisor.msr import is_canonical
 from pyxen.hypervisor.privilege import update_ports
+from pyxen.hypervisor.selector import DS, ES, FS, GS
 from pyxen.hypervisor.trap import EFLAGS_IF, EFLAGS_IOPL
 from pyxen.hypervisor.vcpu import Vcpu
 from pyxen.memory.frames import FrameType
@@ -32,6 +33,7 @@ _ADDRESSES = (
     *("kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user"),
     *("event_callback_eip", "failsafe_callback_eip", "syscall_callback_eip"),
 )
+_DATA_SEGMENTS = {DS: "ds", ES: "es", FS: "fs", GS: "gs"}
 _WORK = 256
 CR0_TS = 1 << 3
 
@@ -39,7 +41,7 @@ CR0_TS = 1 << 3
 def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     """Give a vCPU its first state; it stays down until VCPUOP_up.
 
-    Raises: XenError(EINVAL) for page tables, descriptor frames or handlers it may not have.
+    Raises: XenError(EINVAL) for page or descriptor tables or handlers it may not have.
     """
     work(d, _WORK)
     l4 = context.ctrlreg[3] >> 12
@@ -54,9 +56,11 @@ def start_vcpu(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
             raise XenError(E.INVAL, f"{name} {getattr(context, name):#x}")
     if not (is_canonical(context.user_regs.rip) and is_canonical(context.user_regs.rsp)):
         raise XenError(E.INVAL, f"rip {context.user_regs.rip:#x} rsp {context.user_regs.rsp:#x}")
+    check_ldt(context.ldt_base, max(context.ldt_ents, 1))  # its place counts even if it is empty
     pages = (context.gdt_ents + 511) // 512
     _use_tables(d, target, l4, user_l4, list(context.gdt_frames[:pages]))
     # COMMIT
+    load_ldt(d, target, context.ldt_base, context.ldt_ents)
     _set_entry_points(target, context)
     _set_registers(d, target, context)
 
@@ -96,6 +100,9 @@ def _set_registers(d: Domain, target: Vcpu, context: VcpuGuestContext) -> None:
     regs.rflags = context.user_regs.rflags & ~EFLAGS_IOPL | EFLAGS_IF
     target.pv.iopl = context.user_regs.rflags >> 12 & 3
     d.engine.enter_kernel_mode()
+    for segment, name in _DATA_SEGMENTS.items():
+        # What they name is looked at when the vCPU first runs (context_switch.py).
+        regs.set_segment(segment, getattr(context.user_regs, name), 0, 0, 0)
     regs.fs_base = context.fs_base
     regs.gs_base = context.gs_base_kernel
     d.engine.set_cr3(target.pv.cr3)

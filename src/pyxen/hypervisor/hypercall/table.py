@@ -128,9 +128,7 @@ ROWS = (
     _refused(7, "platform_op", "only for domain 0", privileged.platform_op, "op"),
     _done(8, "set_debugreg", cpu.set_debugreg, "reg value"),
     _done(9, "get_debugreg", cpu.get_debugreg, "reg"),
-    _partial(
-        10, "update_descriptor", desc.update_descriptor, "maddr desc", "call gates are refused"
-    ),
+    _done(10, "update_descriptor", desc.update_descriptor, "maddr desc"),
     _missing(11, "(unused)", "Xen has no hypercall of this number"),
     _done(12, "memory_op", memory_op, "cmd arg"),
     _done(13, "multicall", multicall, "call_list nr_calls"),

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pyxen.abi.arch_x86 import VcpuGuestContext
 from pyxen.abi.errno import E
 from pyxen.abi.vcpu import (
-    XEN_RUNSTATE_UPDATE,
     VCPU_SSHOTTMR_future,
     VCPUOP_down,
     VCPUOP_get_physid,
@@ -31,7 +30,7 @@ from pyxen.abi.vcpu import (
     VcpuSetPeriodicTimer,
     VcpuSetSingleshotTimer,
 )
-from pyxen.abi.xen import VcpuInfo, VMASST_TYPE_runstate_update_flag
+from pyxen.abi.xen import VcpuInfo
 from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain, ShutdownReason
 from pyxen.hypervisor.hypercall.guest_context import start_vcpu
@@ -41,7 +40,6 @@ from pyxen.memory.pagetable import is_guest_vaddr
 from pyxen.types import PAGE_SIZE, U64, VcpuId
 
 MIN_PERIOD_NS, MAX_PERIOD_NS = 1_000_000, (1 << 62) - 1
-_ENTERED = VcpuRunstateInfo.OFFSET["state_entry_time"]
 _FAR_AWAY_NS = 1 << 50
 _SOON_NS = 100_000_000
 
@@ -123,21 +121,13 @@ def _register_runstate(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:
 
 
 def publish_runstate(d: Domain, target: Vcpu) -> None:
-    """Copy the runstate to the area the guest registered, if it is mapped just now."""
-    if not target.runstate_vaddr:
-        return
-    record = target.runstate.record(d.time.now_ns())
-    if VMASST_TYPE_runstate_update_flag not in d.vm_assists:
-        d.space.try_write(target.runstate_vaddr, record)
-        return
-    # Who reads the area while the flag is set there reads it again.
-    entered_at = target.runstate_vaddr + _ENTERED
-    entered = record[_ENTERED : _ENTERED + 8]
-    marked = (int.from_bytes(entered, "little") | XEN_RUNSTATE_UPDATE).to_bytes(8, "little")
-    if d.space.try_write(entered_at, marked):
-        rest = record[:_ENTERED] + marked + record[_ENTERED + 8 :]
-        d.space.try_write(target.runstate_vaddr, rest)
-        d.space.try_write(entered_at, entered)
+    """Copy the runstate to the area the guest registered, if it is mapped just now.
+
+    Nobody needs XEN_RUNSTATE_UPDATE (vm_assist runstate_update_flag) to see that the area changes:
+    no vCPU executes meanwhile.
+    """
+    if target.runstate_vaddr:
+        d.space.try_write(target.runstate_vaddr, target.runstate.record(d.time.now_ns()))
 
 
 def _set_periodic(d: Domain, v: Vcpu, target: Vcpu, argument: int) -> int:

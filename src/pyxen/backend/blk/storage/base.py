@@ -69,4 +69,7 @@ class Storage(Protocol):
         """Begin an operation; `done` may be called before this returns. Never raises."""
 
     def close(self) -> None:
-        """Finish what is under way, flush what was written, let the image and its lock go."""
+        """Finish what is under way, flush what was written, let the image and its lock go.
+
+        Raises: OSError if what was written may be lost; it is closed all the same.
+        """

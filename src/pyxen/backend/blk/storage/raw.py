@@ -134,12 +134,15 @@ class RawStorage:
                 self._hand_over(partial(_discard, request, *where), done)
 
     def close(self) -> None:
-        """Wait for what is under way (its `done` is called), flush, and close."""
+        """Wait for what is under way (its `done` is called), flush, and close.
+
+        Raises: OSError if what was written may be lost.
+        """
         while self._under_way:
             self._workers.completions.wait()
         try:
-            if not self._read_only:
-                os.fdatasync(self._fd)
+            if not self._read_only and (errno := self._flush()):
+                raise OSError(errno, os.strerror(errno))
         finally:
             os.close(self._fd)
 
@@ -166,7 +169,7 @@ class RawStorage:
         self._hand_over(partial(work, self._fd, buffers, offset, moved), operation.done)
 
     def _flush(self) -> int:
-        """On a worker."""
+        """Make durable what was written. Blocks."""
         if self._flush_failed:
             return EIO
         try:

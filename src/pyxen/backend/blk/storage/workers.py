@@ -30,6 +30,8 @@ class Completions:
     def __init__(self) -> None:
         self._posted: deque[Callable[[], None]] = deque()
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._drains = 0
+        """The thread that drains just now."""
 
     def fileno(self) -> int:
         """Readable when there is something to drain."""
@@ -38,7 +40,8 @@ class Completions:
     def post(self, function: Callable[[], None]) -> None:
         """Have a function called by `drain`. From any thread."""
         self._posted.append(function)
-        os.eventfd_write(self._event, 1)
+        if self._drains != threading.get_ident():  # who drains looks once more anyway
+            os.eventfd_write(self._event, 1)
 
     def drain(self) -> None:
         """Call what is posted, and then what that posted in turn; no more, so that it ends."""
@@ -46,11 +49,15 @@ class Completions:
             os.eventfd_read(self._event)
         except BlockingIOError:
             return
-        for _ in range(2):
-            for _ in range(len(self._posted)):
-                self._posted.popleft()()
-        if self._posted:
-            os.eventfd_write(self._event, 1)
+        self._drains = threading.get_ident()
+        try:
+            for _ in range(2):
+                for _ in range(len(self._posted)):
+                    self._posted.popleft()()
+        finally:
+            self._drains = 0
+            if self._posted:
+                os.eventfd_write(self._event, 1)
 
     def wait(self) -> None:
         """Sleep until something is posted, and drain."""
