@@ -226,7 +226,8 @@ def _add(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()),
+        epilog=f"FORMAT is one of {', '.join(FORMATS)}.\n\nexamples:\n"
+        + "\n".join(f"  {line}" for line in examples.splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(module="disk_image", run=f"run_{name}")
