@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from pyxen.cli.disk_image import add_commands
 from pyxen.errors import UserError
 
 
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     hypercalls.add_argument("domain", nargs="?", help="also how often this domain made each")
     hypercalls.add_argument("--json", action="store_true", help="as JSON")
-    _add_image(add("image", "image:run", "Make files to start a guest from."))
+    _add_image(add("image", "image:run", "Make the demo guest; make and look after disk images."))
     add("pygrub", "pygrub:run", "Find the kernel in a guest's disk, as Xen's pygrub does.")
     add("env", "system:run_env", 'Print what Xen\'s own tools need, for eval "$(pyxen env)".')
     add("systemd-unit", "system:run_systemd_unit", "Print a systemd unit for a system-wide xend.")
@@ -80,3 +81,4 @@ def _add_image(command: argparse.ArgumentParser) -> None:
     demo.add_argument("--memory", type=int, default=256, help="its memory in MiB")
     demo.add_argument("--vcpus", type=int, default=1, help="its vCPUs")
     demo.add_argument("--refresh", action="store_true", help="fetch newer packages")
+    add_commands(kinds)
