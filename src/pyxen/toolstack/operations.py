@@ -13,7 +13,16 @@ from typing import Any
 
 from pyxen import __version__
 from pyxen.errors import UserError
-from pyxen.toolstack import control, disks, host, libxl_json, lifecycle, status, xenstore_layout
+from pyxen.toolstack import (
+    control,
+    disk_plan,
+    disks,
+    host,
+    libxl_json,
+    lifecycle,
+    status,
+    xenstore_layout,
+)
 from pyxen.toolstack.create import create
 from pyxen.toolstack.destroy import destroy
 from pyxen.xend.api import Operation
@@ -96,6 +105,7 @@ async def op_config_update(xend: Xend, request: JsonObject) -> Any:
         raise UserError("config_update: no configuration")
     record = guest(xend, request, "configure").record
     libxl_json.domain_spec(config)
+    disk_plan.plan_disks(config, 1)
     c_info = {**libxl_json.section(config, "c_info"), "name": record.name, "uuid": record.uuid}
     record.config = libxl_json.with_defaults({**config, "c_info": c_info})
     xend.registry.save(record)

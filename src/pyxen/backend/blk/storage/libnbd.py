@@ -1,7 +1,7 @@
 """libnbd, as far as it is used here: one connection to an NBD server, without ever waiting.
 
 The C library is opened through ctypes; its Python module is built for Debian's own Python only, and
-PyPI has none (docs/design/008-image-formats.md). Source: libnbd(3).
+PyPI has none (docs/design/009-image-formats.md). Source: libnbd(3).
 
 Calls that do not wait keep the interpreter's lock: letting it go costs more than they do.
 """

@@ -93,7 +93,13 @@ def open_storage(image: Image, host: Host) -> Storage:
         if image.format == "raw":
             _note_other_format(image, head, host)
             _lock(fd, image, host)
-            return RawStorage(fd, host.workers, read_only=image.read_only, direct=image.direct)
+            return RawStorage(
+                fd,
+                host.workers,
+                read_only=image.read_only,
+                direct=image.direct,
+                discard=image.discard,
+            )
         _lock(fd, image, host)  # before QEMU does, because we know how to say who has it
     except BaseException:
         os.close(fd)
