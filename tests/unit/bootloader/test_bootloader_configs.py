@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from bootloader_stand_in import StandInDisks
@@ -141,7 +142,7 @@ ORDER = [
 """The Version Format Specification's own example, oldest first."""
 
 
-@pytest.mark.parametrize(("older", "newer"), [*zip(ORDER, ORDER[1:], strict=False)])
+@pytest.mark.parametrize(("older", "newer"), [*pairwise(ORDER)])
 def test_versions(older: str, newer: str) -> None:
     assert compare(older, newer) < 0 < compare(newer, older)
     assert compare(older, older) == 0

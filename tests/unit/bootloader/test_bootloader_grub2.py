@@ -62,31 +62,31 @@ else
   fi
 fi
 menuentry 'Debian GNU/Linux' --class debian --class os $menuentry_id_option 'simple-1' {
-	load_video
-	insmod gzio
-	if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
-	set root='hd0,msdos1'
-	if [ x$feature_platform_search_hint = xy ]; then
-	  search --no-floppy --fs-uuid --set=root --hint-bios=hd0,msdos2 aaaa-bbbb
-	else
-	  search --no-floppy --fs-uuid --set=root aaaa-bbbb
-	fi
-	echo	'Loading Linux 6.1 ...'
-	linux	/boot/vmlinuz-6.1 root=UUID=aaaa-bbbb ro  quiet "two words"
-	initrd	/boot/early.img /boot/initrd.img-6.1
+    load_video
+    insmod gzio
+    if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
+    set root='hd0,msdos1'
+    if [ x$feature_platform_search_hint = xy ]; then
+      search --no-floppy --fs-uuid --set=root --hint-bios=hd0,msdos2 aaaa-bbbb
+    else
+      search --no-floppy --fs-uuid --set=root aaaa-bbbb
+    fi
+    echo    'Loading Linux 6.1 ...'
+    linux    /boot/vmlinuz-6.1 root=UUID=aaaa-bbbb ro  quiet "two words"
+    initrd    /boot/early.img /boot/initrd.img-6.1
 }
 submenu 'Advanced options' $menuentry_id_option 'advanced-1' {
-	menuentry 'Linux 6.1' $menuentry_id_option 'v6.1-1' {
-		linux /boot/vmlinuz-6.1 root=UUID=aaaa-bbbb
-	}
-	menuentry 'Linux 5.10' $menuentry_id_option 'v5.10-1' {
-		linux /boot/vmlinuz-5.10 root=UUID=aaaa-bbbb
-	}
+    menuentry 'Linux 6.1' $menuentry_id_option 'v6.1-1' {
+        linux /boot/vmlinuz-6.1 root=UUID=aaaa-bbbb
+    }
+    menuentry 'Linux 5.10' $menuentry_id_option 'v5.10-1' {
+        linux /boot/vmlinuz-5.10 root=UUID=aaaa-bbbb
+    }
 }
 menuentry 'Xen' --class xen {
-	multiboot2 /boot/xen-4.17.gz placeholder ${xen_rm_opts}
-	module2 /boot/vmlinuz-6.1 placeholder root=UUID=aaaa-bbbb
-	module2 --nounzip /boot/initrd.img-6.1
+    multiboot2 /boot/xen-4.17.gz placeholder ${xen_rm_opts}
+    module2 /boot/vmlinuz-6.1 placeholder root=UUID=aaaa-bbbb
+    module2 --nounzip /boot/initrd.img-6.1
 }
 menuentry 'Firmware' { chainloader +1; }
 """
@@ -191,7 +191,11 @@ blscfg
 if [ "${boot_success}" = "1" -o "${boot_indeterminate}" = "1" ]; then
   set menu_hide_ok=1
 fi
-if [ x$feature_timeout_style = xy -a "$menu_hide_ok" = 1 ]; then set timeout=1; else set timeout=7; fi
+if [ x$feature_timeout_style = xy -a "$menu_hide_ok" = 1 ]; then
+  set timeout=1
+else
+  set timeout=7
+fi
 """
 
 

@@ -116,7 +116,8 @@ def test_qcow2(tree: Path, tmp_path: Path) -> None:
     assert is_first(boot(tmp_path / "q,1", "--format=qcow2"))
     with pytest.raises(UserError) as caught:
         boot(tmp_path / "raw", "--format=qcow2")
-    assert "qemu-nbd cannot read the image" in caught.value.message
+    assert "qemu-nbd" in caught.value.message
+    assert "not in qcow2 format" in caught.value.hint
 
 
 def test_the_list(tree: Path, tmp_path: Path) -> None:
