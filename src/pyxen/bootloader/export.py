@@ -87,18 +87,19 @@ def _exported(path: str, driver: str) -> Iterator[Source]:
             with _connected(server, where) as sock:
                 yield Source("nbd", sock.fileno(), _negotiate(sock))
         except OSError as error:
-            raise UserError(f"qemu-nbd does not serve {path}: {error}") from error
+            raise UserError(f"qemu-nbd does not serve {path}: {error}", _said(server)) from error
         finally:
             server.kill()
-            server.communicate()
+            server.wait()
+            if server.stderr is not None:
+                server.stderr.close()
 
 
 def _connected(server: subprocess.Popen[bytes], where: Path) -> socket.socket:
     deadline = time.monotonic() + SERVER_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            said = server.communicate()[1].decode(errors="replace").strip()
-            raise UserError("qemu-nbd cannot read the image", said)
+            raise UserError("qemu-nbd cannot read the image", _said(server))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(SERVER_SECONDS)
         try:
@@ -109,6 +110,13 @@ def _connected(server: subprocess.Popen[bytes], where: Path) -> socket.socket:
         else:
             return sock
     raise UserError("qemu-nbd did not answer in time")
+
+
+def _said(server: subprocess.Popen[bytes]) -> str:
+    """End the server; what it had to say."""
+    server.terminate()
+    assert server.stderr is not None
+    return server.stderr.read().decode(errors="replace").strip()
 
 
 def _negotiate(sock: socket.socket) -> int:

@@ -123,6 +123,7 @@ def _send(kind: bytes, payload: bytes) -> None:
 
 def _import_all() -> None:
     """What is imported when it is used cannot be found any more by then."""
+    import _strptime
     import encodings.ascii
     import encodings.cp437
     import encodings.idna
@@ -140,7 +141,7 @@ def _import_all() -> None:
 
     import pyxen.bootloader.btrfs
 
-    del encodings, pycdlib, pyfsext, pyfsfat, pyfsxfs, pyvslvm, zstandard, pyxen
+    del _strptime, encodings, pycdlib, pyfsext, pyfsfat, pyfsxfs, pyvslvm, zstandard, pyxen
 
 
 def main(arguments: list[str]) -> int:
