@@ -7,8 +7,9 @@ Later uses rest on what was found then, whatever the guest has made of the entry
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
@@ -26,6 +27,8 @@ from pyxen.abi.grant_table import (
     GTF_transitive,
     GTF_writing,
 )
+from pyxen.cpu.base import GrantPath
+from pyxen.cpu.pvstate import PvGrants
 from pyxen.errors import XenError
 from pyxen.hypervisor.grant_active import (
     READ,
@@ -45,7 +48,7 @@ from pyxen.hypervisor.grant_entries import (
 from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES, Maptrack
 from pyxen.hypervisor.page_types import PageTypes
 from pyxen.memory.frames import FrameTable
-from pyxen.memory.layout import MAX_GRANT_FRAMES
+from pyxen.memory.layout import GRANT_FRAMES, GRANT_STATUS_FRAMES, MAX_GRANT_FRAMES
 from pyxen.memory.machine import MachineMemory
 from pyxen.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef, Mfn
 
@@ -77,7 +80,9 @@ class GrantTable:
         max_frames: int = MAX_GRANT_FRAMES,
         max_maptrack_frames: int = MAX_MAPTRACK_FRAMES,
         max_version: int = 2,
+        native: GrantPath | None = None,
     ) -> None:
+        """native: what begins and ends uses by the host on the words `pv`, its `domain` set."""
         self._frames = frames
         self._types = types
         self._active = ActiveEntries(
@@ -87,6 +92,12 @@ class GrantTable:
         self.max_version = max_version
         self.entries = SharedEntries(memory, frames)
         self.maptrack = Maptrack(max_maptrack_frames)
+        self._native = native
+        self.pv = PvGrants()
+        self.pv.active = self._active.address
+        self.pv.table = memory.address + (GRANT_FRAMES << PAGE_SHIFT)
+        self.pv.status = memory.address + (GRANT_STATUS_FRAMES << PAGE_SHIFT)
+        self._share()
         self.on_use: Callable[[str, GrantRef, bool], None] | None = None
         """Told of each use by a trace: grant_map or grant_unmap, for writing or not."""
 
@@ -107,6 +118,11 @@ class GrantTable:
         if nr_frames > self.max_frames:
             raise XenError(E.NOSPC, f"{nr_frames} grant frames, {self.max_frames} are allowed")
         self.entries.grow(nr_frames)
+        self._share()
+
+    def _share(self) -> None:
+        """Tell native code how the entries lie now."""
+        self.pv.version, self.pv.entries = self.entries.version, self.entries.count
 
     def frame(self, index: int) -> Mfn:
         """The mfn of a frame of the table."""
@@ -127,6 +143,7 @@ class GrantTable:
         if self._active.any_from(GNTTAB_NR_RESERVED_ENTRIES, self.entries.count):
             raise XenError(E.BUSY, "other than reserved entries are in use")
         self.entries.set_version(version)
+        self._share()
 
     def swap(self, one: int, other: int) -> None:
         """GNTTABOP_swap_grant_ref. Raises: GrantRefused(bad_gntref, eagain)."""
@@ -229,20 +246,44 @@ class GrantTable:
         self.release(gref, WRITE if write else READ)
 
     def begin_many(self, grefs: Sequence[int], *, write: bool) -> list[Mfn]:
-        """`begin` for each, all or nothing. Raises: XenError."""
-        begun: list[Mfn] = []
+        """`begin` for each, all or nothing; references may repeat. Raises: XenError, as `begin`."""
+        native, refs = self._natively(grefs)
+        mfns: list[Mfn] = []
+        done = 0
         try:
-            for gref in grefs:
-                begun.append(self.begin(GrantRef(gref), write=write))
+            if native is None:
+                for gref in grefs:
+                    mfns.append(self.begin(GrantRef(gref), write=write))
+                    done += 1
+                return mfns
+            while (done := native.begin(self.pv, refs, done, write=write)) < len(refs):
+                refs[done] = self.begin(GrantRef(grefs[done]), write=write)
+                done += 1
         except XenError:
-            self.end_many(grefs[: len(begun)], write=write)
+            self.end_many(grefs[:done], write=write)
             raise
-        return begun
+        return cast("list[Mfn]", refs.tolist())
 
     def end_many(self, grefs: Sequence[int], *, write: bool) -> None:
         """`end` for each."""
-        for gref in grefs:
-            self.end(GrantRef(gref), write=write)
+        native, refs = self._natively(grefs)
+        if native is None:
+            for gref in grefs:
+                self.end(GrantRef(gref), write=write)
+            return
+        done = 0
+        while (done := native.end(self.pv, refs, done, write=write)) < len(refs):
+            self.end(GrantRef(refs[done]), write=write)
+            done += 1
+
+    def _natively(self, grefs: Sequence[int]) -> tuple[GrantPath | None, array[int]]:
+        """The native path, if it can be taken, and the references as it takes them."""
+        if self._native is not None and self.on_use is None:
+            try:
+                return self._native, array("I", grefs)
+            except OverflowError:
+                pass  # `begin` says what is wrong with such a reference
+        return None, array("I")
 
     @property
     def uses(self) -> dict[GrantRef, tuple[int, int]]:
