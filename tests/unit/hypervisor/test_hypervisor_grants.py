@@ -62,7 +62,8 @@ from pyxen.abi.grant_table import (
 )
 from pyxen.abi.xen import MMUEXT_PIN_L1_TABLE, MmuextOp
 from pyxen.errors import XenError
-from pyxen.hypervisor.grant import MAX_PINS, GrantTable
+from pyxen.hypervisor.grant import GrantTable
+from pyxen.hypervisor.grant_active import MAX_PINS
 from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
 from pyxen.memory.machine import XEN_PAGES
