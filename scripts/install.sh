@@ -11,12 +11,6 @@ command -v "$python" >/dev/null || missing="$missing python3"
 command -v gcc >/dev/null || missing="$missing gcc"
 command -v as >/dev/null || missing="$missing binutils"
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
-case "$what" in
-*dev*) # what the tests of image formats need
-    command -v qemu-img >/dev/null || missing="$missing qemu-utils"
-    command -v qemu-storage-daemon >/dev/null || missing="$missing qemu-system-common"
-    ls /usr/lib/*/libnbd.so.0 >/dev/null 2>&1 || missing="$missing libnbd0" ;;
-esac
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing$missing"
     apt-get install -y -q $missing >/dev/null 2>&1 ||
@@ -27,10 +21,8 @@ case "$missing" in
 *python3*)
     echo "please install$missing: as root, apt-get install$missing" >&2
     exit 1 ;;
-*gcc* | *binutils* | *libc6-dev*)
-    echo "note: without$missing the native hot path is not built; everything works, more slowly" ;;
 ?*)
-    echo "note: the tests need$missing: as root, apt-get install$missing" ;;
+    echo "note: without$missing the native hot path is not built; everything works, more slowly" ;;
 esac
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"

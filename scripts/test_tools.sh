@@ -1,5 +1,5 @@
 #!/bin/sh
-# The programs with which tests make disk images. As root, what is missing is installed; without
+# The programs with which tests make and serve disk images. As root, what is missing is installed; without
 # root it is named, and the tests that need it say so.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
@@ -13,6 +13,8 @@ need mcopy mtools
 need xorriso xorriso
 need sfdisk fdisk
 need qemu-img qemu-utils
+need qemu-storage-daemon qemu-system-common
+ls /usr/lib/*/libnbd.so.0 >/dev/null 2>&1 || missing="$missing libnbd0"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing$missing"
