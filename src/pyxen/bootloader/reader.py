@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -71,7 +72,8 @@ class ImageReader:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # a question that nobody reads any more
+                    stream.close()
 
     def menu(self, *, config: bool = False) -> FoundMenu:
         """The boot menu of the image; with `config` the image is a configuration itself.
