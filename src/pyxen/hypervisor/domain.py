@@ -11,7 +11,7 @@ from uuid import UUID
 from pyxen.cpu.base import Engine
 from pyxen.cpu.pvstate import PvDomain
 from pyxen.hypervisor.evtchn import EventChannels
-from pyxen.hypervisor.grant import GrantTable
+from pyxen.hypervisor.grant import MAX_VERSION, GrantTable
 from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES
 from pyxen.hypervisor.page_types import PageTypes
 from pyxen.hypervisor.reservation import Reservation
@@ -58,7 +58,7 @@ class DomainSpec:
     max_event_port: int = 0x7FFF_FFFF
     max_grant_frames: int = layout.MAX_GRANT_FRAMES
     max_maptrack_frames: int = MAX_MAPTRACK_FRAMES
-    max_grant_version: int = 2
+    max_grant_version: int = MAX_VERSION
 
 
 class Domain:

@@ -56,6 +56,8 @@ DOMAIN_0 = DomId(0)
 DOMAIN_0_ENTRIES = PAGE_SIZE // ENTRY_BYTES[1]
 """Domain 0 is the host. To guests it has a table of one frame, in which all entries are invalid."""
 
+MAX_VERSION = 2
+
 _START_MASK = 0x7FFF
 """Xen keeps the start of a sub-page grant in 15 bits."""
 
@@ -79,7 +81,7 @@ class GrantTable:
         *,
         max_frames: int = MAX_GRANT_FRAMES,
         max_maptrack_frames: int = MAX_MAPTRACK_FRAMES,
-        max_version: int = 2,
+        max_version: int = MAX_VERSION,
         native: GrantPath | None = None,
     ) -> None:
         """native: what begins and ends uses by the host on the words `pv`, its `domain` set."""
