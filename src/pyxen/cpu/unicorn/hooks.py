@@ -55,6 +55,8 @@ class Hooks(ABC):
     """The callbacks of one engine: what both paths have in common."""
 
     native: bool
+    code_pages: memoryview | None = None
+    """As Engine.code_pages."""
 
     def __init__(
         self, handle: int, env: int, regs: UnicornRegisters, stubs: Stubs, cpuid: CpuidPolicy
