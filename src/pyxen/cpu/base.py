@@ -318,6 +318,11 @@ class Engine(ABC):
     def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
         """Forget the cached translation of one page; `everywhere` as in flush_tlb."""
 
+    @property
+    def code_pages(self) -> memoryview | None:
+        """A byte for each machine page: 0 if no code was translated from it. None: not known."""
+        return None
+
     @abstractmethod
     def code_changed(self, maddr: int, length_bytes: int) -> None:
         """Guest memory was written from outside: translated code there is stale."""

@@ -122,6 +122,7 @@ class Machine:
         self.devices = Devices(self.domain, reactor, spec.paths)
         self._parts.callback(self.devices.close)
         self.memory.on_write = self.engine.code_changed
+        self.memory.code_pages = self.engine.code_pages
         self.domain.pause()
         self.built = built
         self.runloop = RunLoop(self.domain, reactor, cpuid)

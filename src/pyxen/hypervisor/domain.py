@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from pyxen.cpu.base import Engine
@@ -26,6 +26,9 @@ from pyxen.types import PAGE_SHIFT, DomId, Port, VcpuId
 
 if TYPE_CHECKING:
     from pyxen.hypervisor.tracing import Tracing
+
+SOON_NS: Final = 200_000
+"""How long the guest may run on after it kicked a back end: about what eight requests take it."""
 
 
 class ShutdownReason(IntEnum):
@@ -109,6 +112,9 @@ class Domain:
         """What the guest said beforehand that its shutdown will mean; the first word counts."""
         self.watchdogs: dict[int, int] = {}
         self.timers_changed = False
+        self.soon_ns = 0
+        """When the functions given to `soon` are due at the latest; 0: there are none."""
+        self._soon: list[Callable[[], None]] = []
         self.last_words = b""
         self.trace: Tracing | None = None
         """Set while somebody traces."""
@@ -213,6 +219,24 @@ class Domain:
         for vcpu in self.vcpus.values():
             if vcpu.runnable:
                 vcpu.runstate.enter(state, now)
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Have a function called when the turn of the running vCPU ends, at most SOON_NS from now.
+
+        For a back end that was kicked: until then the guest can add requests without kicking it
+        again, and one event answers them all.
+        """
+        if not self._soon:
+            self.soon_ns = self.time.now_ns() + SOON_NS
+            self.timers_changed = True
+        self._soon.append(function)
+
+    def run_soon(self) -> None:
+        """Call what was given to `soon`; what these give to it is for the next time."""
+        if self._soon:
+            functions, self._soon, self.soon_ns = self._soon, [], 0
+            for function in functions:
+                function()
 
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest is over; what happens next is the tool stack's business."""

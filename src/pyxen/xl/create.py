@@ -121,7 +121,9 @@ class Config:
 
 def load_config(path: str, overrides: list[str], *, quiet: bool) -> Config:
     """Read a configuration file. UserError with xl's exit code."""
-    from pyxen.config import load_domain_config, to_xl_json, unsupported
+    from pyxen.config.json_output import to_xl_json
+    from pyxen.config.load import load_domain_config
+    from pyxen.config.support import unsupported
 
     if not quiet:
         say(f"Parsing config from {path}")

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.config import (
-    ConfigWarning,
-    DomainConfig,
-    Host,
-    interpret,
-    load_domain_config,
-    parse_text,
-    to_xl_json,
-    unsupported,
-)
+from pyxen.config.cpus import Host
+from pyxen.config.domain_config import DomainConfig
+from pyxen.config.json_output import to_xl_json
+from pyxen.config.load import interpret, load_domain_config
+from pyxen.config.parser import parse_text
+from pyxen.config.report import ConfigWarning
 from pyxen.config.schema import KEYS, LATER_KEYS, OLD_KEYS, Kind
+from pyxen.config.support import unsupported
 from pyxen.errors import UserError
 
 HOST = Host(4, ((0, 1, 2, 3),))

@@ -312,6 +312,10 @@ class UnicornEngine(Engine):
         if everywhere:
             self._hooks.flushed_everywhere()
 
+    @property
+    def code_pages(self) -> memoryview | None:
+        return self._hooks.code_pages
+
     def code_changed(self, maddr: int, length_bytes: int) -> None:
         end = min(maddr + length_bytes, self._memory_bytes)
         if 0 <= maddr < end:

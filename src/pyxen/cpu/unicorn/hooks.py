@@ -64,6 +64,8 @@ class Hooks(ABC):
 
     native: bool
     grants: GrantPath | None = None
+    code_pages: memoryview | None = None
+    """As Engine.code_pages."""
 
     def __init__(
         self, handle: int, env: int, regs: UnicornRegisters, stubs: Stubs, cpuid: CpuidPolicy

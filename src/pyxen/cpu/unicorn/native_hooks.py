@@ -154,6 +154,8 @@ class NativeHooks(Hooks):
             self._hot_address, memory.total_pages << PAGE_SHIFT
         ):
             self.exit_check += ", plain software TLB"
+        elif refusal is None:
+            self.code_pages = memoryview(self._code_pages).cast("B")
         for kind, name, *extra in (
             (library.HOOK_INTR, "hot_on_exception"),
             (library.HOOK_INSN_INVALID, "hot_on_invalid_opcode"),
