@@ -44,7 +44,7 @@ from pyxen.hypervisor.hypercall import continuation, table
 from pyxen.hypervisor.page_audit import audit
 from pyxen.hypervisor.page_types import MAX_REFERENCES
 from pyxen.memory import layout
-from pyxen.memory.frames import FrameType
+from pyxen.memory.frames import PARTIAL, FrameType
 from pyxen.memory.pagetable import PTE_PRESENT, PTE_RW
 from pyxen.types import GrantRef, VcpuId
 
@@ -477,6 +477,22 @@ def test_what_is_for_copies_stays_so(pair: Pair) -> None:
         refused = (E.INVAL, GNTST_general_error, "EINVAL: reference 4 is for copies only")
         assert attempt(twin, [4], write=False) == attempt(twin, [4], write=True) == refused
         twin.domain.grants.end_many([4], write=False)
+    both.compare()
+
+
+def test_a_table_whose_validation_stopped(pair: Pair) -> None:
+    """Nobody uses it yet, but entries hold references: it may be read, and not written."""
+    both = Both(pair, 0)
+    grant_all(pair)
+    for twin in pair:
+        at = mfn(NAMED) * 4
+        twin.domain.frames.dwords[at] = FrameType.L1 | PARTIAL
+        twin.domain.frames.dwords[at + 2] = 1
+        refused = attempt(twin, [5, 4], write=True)
+        assert isinstance(refused, tuple), refused
+        assert refused[:2] == (E.BUSY, GNTST_general_error)
+        assert twin.domain.frames.flags(mfn(NAMED)) == PARTIAL
+        assert attempt(twin, [5, 4], write=False) == [mfn(NAMED + 1), mfn(NAMED)]
     both.compare()
 
 

@@ -254,8 +254,9 @@ class GrantTable:
         done = 0
         try:
             if native is None:
+                use = WRITE if write else READ
                 for gref in grefs:
-                    mfns.append(self.begin(GrantRef(gref), write=write))
+                    mfns.append(self.acquire_to_map(gref, DOMAIN_0, use))
                     done += 1
                 return mfns
             while (done := native.begin(self.pv, refs, done, write=write)) < len(refs):
@@ -270,8 +271,9 @@ class GrantTable:
         """`end` for each."""
         native, refs = self._natively(grefs)
         if native is None:
+            use = WRITE if write else READ
             for gref in grefs:
-                self.end(GrantRef(gref), write=write)
+                self.release(gref, use)
             return
         done = 0
         while (done := native.end(self.pv, refs, done, write=write)) < len(refs):
