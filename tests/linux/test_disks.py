@@ -45,6 +45,8 @@ def start(tmp_path: Path, demo: DemoImage, host: Host) -> Callable[..., Session]
             file.write(f"disk = {list(disks)}\n")
         console = host.session("create", "-c", str(config))
         console.expect(PROMPT)
+        # What the kernel says of disks would stand in the middle of what commands print.
+        console.run("echo 1 >/proc/sys/kernel/printk")
         return console
 
     return start_one
@@ -88,7 +90,7 @@ def test_a_disk_of_the_configuration(
 def test_attach_write_detach(start: Callable[..., Session], host: Host, image: Path) -> None:
     console = start()
     host.xl("block-attach", "guest", f"{image},raw,xvdb,rw")
-    assert has_device(console, "xvdb")
+    wait_until(lambda: has_device(console, "xvdb"))
     assert [row[0] for row in states(host)] == ["51728"]
     again = host.xl("block-attach", "guest", f"{image},raw,xvdb,rw", check=False)
     assert again.returncode == 1
@@ -99,6 +101,7 @@ def test_attach_write_detach(start: Callable[..., Session], host: Host, image: P
     assert states(host) == []
     assert not has_device(console, "xvdb")
     host.xl("block-attach", "guest", f"vdev=xvdb,access=ro,target={image}")
+    wait_until(lambda: has_device(console, "xvdb"))
     assert console.run("cat /sys/block/xvdb/ro") == "1"
     host.xl("block-detach", "guest", "51728")
 
@@ -129,7 +132,7 @@ def test_a_paused_domain(start: Callable[..., Session], host: Host, image: Path)
     host.xl("block-attach", "guest", f"{image},raw,xvdb,rw")
     host.xl("unpause", "guest")
     wait_until(lambda: states(host)[0][3] == "4")
-    assert has_device(console, "xvdb")
+    wait_until(lambda: has_device(console, "xvdb"))
     host.xl("pause", "guest")
     assert host.xl("block-detach", "guest", "xvdb", check=False).returncode == 1
     assert states(host)[0][3] == "4"
@@ -186,6 +189,7 @@ def test_disks_outlive_xend_and_reboots(
 ) -> None:
     console = start()
     host.xl("block-attach", "guest", f"{image},raw,xvdb,rw")
+    wait_until(lambda: has_device(console, "xvdb"))
     os.kill(host.xend_pid(), signal.SIGKILL)
     console.run("echo without xend | dd of=/dev/xvdb conv=fsync 2>/dev/null")
     assert image.read_bytes().startswith(b"without xend")
