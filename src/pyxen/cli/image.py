@@ -1,4 +1,4 @@
-"""`pyxen image demo`."""
+"""`pyxen image demo` and `pyxen image debian`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,27 @@ def _disk(given: argparse.Namespace) -> int:
         size_mib=given.size,
         memory_mib=given.memory,
         vcpus=given.vcpus,
+        refresh=given.refresh,
+    )
+    return 0
+
+
+def run_debian(given: argparse.Namespace) -> int:
+    """Make a Debian guest's files."""
+    from pyxen.image.bootstrap import Bootstrap
+    from pyxen.image.debian import PACKAGES, SUITE, build_debian
+
+    more = tuple(word for word in given.include.split(",") if word)
+    build_debian(
+        Path(given.directory).resolve(),
+        bootstrap=Bootstrap(SUITE, (*PACKAGES, *more), given.mirror),
+        name=given.name,
+        image_format=given.format,
+        size_mib=given.size,
+        memory_mib=given.memory,
+        vcpus=given.vcpus,
+        password=given.password,
+        autologin=given.autologin,
         refresh=given.refresh,
     )
     return 0

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from pyxen.cli.disk_image import add_commands
 from pyxen.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run pyxen with these arguments (the process's own by default); returns the exit code."""
-    given = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # pygrub reads its own command line, as Xen's does.
+    given = _parser().parse_args(words[:1] if words[:1] == ["pygrub"] else words)
+    given.words = words[1:]
     try:
         run: Callable[[argparse.Namespace], int] = getattr(
             import_module(f"pyxen.cli.{given.module}"), given.run
@@ -51,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     hypercalls.add_argument("domain", nargs="?", help="also how often this domain made each")
     hypercalls.add_argument("--json", action="store_true", help="as JSON")
-    _add_image(add("image", "image:run", "Make files to start a guest from."))
+    _add_image(add("image", "image:run", "Make the demo guest; make and look after disk images."))
+    add("pygrub", "pygrub:run", "Find the kernel in a guest's disk, as Xen's pygrub does.")
     add("env", "system:run_env", 'Print what Xen\'s own tools need, for eval "$(pyxen env)".')
     add("systemd-unit", "system:run_systemd_unit", "Print a systemd unit for a system-wide xend.")
     xend = add("xend", "system:run_xend", "Run xend in the foreground.")
@@ -70,9 +75,34 @@ def _add_image(command: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--disk", action="store_true", help="on a disk that it starts from, by pygrub"
     )
-    demo.add_argument("--format", default="raw", help="of the disk: raw (default), qcow2")
-    demo.add_argument("--size", type=int, default=256, help="of the disk in MiB (256)")
+    _add_disk(demo, 256)
     demo.add_argument("--name", help="name of the guest (demo, demo-disk)")
-    demo.add_argument("--memory", type=int, default=256, help="its memory in MiB")
-    demo.add_argument("--vcpus", type=int, default=1, help="its vCPUs")
-    demo.add_argument("--refresh", action="store_true", help="fetch newer packages")
+    _add_guest(demo, 256)
+    debian = kinds.add_parser(
+        "debian", help="a small Debian 12 on a disk that it starts from, by mmdebstrap"
+    )
+    debian.set_defaults(run="run_debian")
+    debian.add_argument("directory", nargs="?", default=".", help="where to put it (default: here)")
+    _add_disk(debian, 2048)
+    debian.add_argument("--name", default="debian", help="name of guest and host (debian)")
+    _add_guest(debian, 512)
+    debian.add_argument(
+        "--include", metavar="PACKAGES", default="", help="more packages, with commas: gcc,make"
+    )
+    debian.add_argument("--password", help="of root (default: one is made up, and printed)")
+    debian.add_argument("--autologin", action="store_true", help="no login at the console")
+    debian.add_argument("--mirror", help="a mirror of Debian (default: this machine's)")
+    add_commands(kinds)
+
+
+def _add_disk(kind: argparse.ArgumentParser, size_mib: int) -> None:
+    kind.add_argument("--format", default="raw", help="of the disk: raw (default), qcow2")
+    kind.add_argument("--size", type=int, default=size_mib, help=f"of the disk in MiB ({size_mib})")
+
+
+def _add_guest(kind: argparse.ArgumentParser, memory_mib: int) -> None:
+    kind.add_argument(
+        "--memory", type=int, default=memory_mib, help=f"its memory in MiB ({memory_mib})"
+    )
+    kind.add_argument("--vcpus", type=int, default=1, help="its vCPUs (1)")
+    kind.add_argument("--refresh", action="store_true", help="fetch newer packages")

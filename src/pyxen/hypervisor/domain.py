@@ -11,7 +11,8 @@ from uuid import UUID
 from pyxen.cpu.base import Engine
 from pyxen.cpu.pvstate import PvDomain
 from pyxen.hypervisor.evtchn import EventChannels
-from pyxen.hypervisor.grant import GrantTable
+from pyxen.hypervisor.grant import MAX_VERSION, GrantTable
+from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES
 from pyxen.hypervisor.page_types import PageTypes
 from pyxen.hypervisor.reservation import Reservation
 from pyxen.hypervisor.sched import Scheduler
@@ -58,6 +59,9 @@ class DomainSpec:
     max_pages: int
     max_vcpus: int
     max_event_port: int = 0x7FFF_FFFF
+    max_grant_frames: int = layout.MAX_GRANT_FRAMES
+    max_maptrack_frames: int = MAX_MAPTRACK_FRAMES
+    max_grant_version: int = MAX_VERSION
 
 
 class Domain:
@@ -84,7 +88,16 @@ class Domain:
         self.events = EventChannels(
             memory, self.types, self.shared_info, self.vcpus, spec.max_event_port
         )
-        self.grants = GrantTable(memory, self.frames, self.types)
+        self.grants = GrantTable(
+            memory,
+            self.frames,
+            self.types,
+            max_frames=spec.max_grant_frames,
+            max_maptrack_frames=spec.max_maptrack_frames,
+            max_version=spec.max_grant_version,
+            native=engine.grants,
+        )
+        self.grants.pv.domain = self.pv.address
         self.pirqs: set[int] = set()
         """Interrupt numbers that PHYSDEVOP_get_free_pirq gave away; no interrupt is behind them."""
         self.pirq_eoi_mfn = 0

@@ -58,7 +58,7 @@ class Apt:
         refresh: look for a newer version even if a tree is there.
         Raises: UserError if the package is unknown or cannot be had, saying why.
         """
-        _check_name(name)
+        check_name(name)
         with self._lock():
             tree = self._trees / name
             if tree.is_dir() and not refresh:
@@ -76,7 +76,7 @@ class Apt:
 
         Raises: UserError if no list knows the package.
         """
-        _check_name(name)
+        check_name(name)
         _need("apt-get", "apt-cache", "dpkg-deb")
         if self._architecture is not None and not self._private:
             self._update_private_lists(f"{name} is for {self._architecture}")
@@ -193,7 +193,8 @@ def fetch_package(name: str, *, refresh: bool = False, say: Say = print) -> Path
     return Apt(say=say).fetch_package(name, refresh=refresh)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises: UserError if no package can be called so."""
     if not name or name[0] in "-+." or not _PACKAGE_LETTERS.issuperset(name):
         raise UserError(f"{name!r} is not the name of a package")
 

@@ -172,9 +172,9 @@ def test_settings_of_other_guest_types_are_left_out() -> None:
 
 
 def test_unsupported_names_key_and_reason() -> None:
-    cfg = config('disk=["/a,raw,xvda"]\nvif=[]\nlocaltime=0\nhap=1\nboot="d"\ncap=50\n')
+    cfg = config('vfb=["vnc=1"]\nvif=[]\nlocaltime=0\nhap=1\nboot="d"\ncap=50\n')
     lines = unsupported(cfg)
-    assert [line.partition(":")[0] for line in lines] == ["disk", "cap"]
+    assert [line.partition(":")[0] for line in lines] == ["vfb", "cap"]
     assert all(line.partition(": ")[2] for line in lines)
     assert "hvm" in unsupported(config('type="hvm"\n'))[0]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyxen.errors import UserError
-from pyxen.image.disk import PARTITION_BYTES, build_disk, make_partitioned
+from pyxen.image.disk import build_disk
+from pyxen.image.partition import PARTITION_BYTES, make_partitioned
 from pyxen.image.staging import StagedTree
 
 MIB = 1 << 20
@@ -35,7 +36,7 @@ def tree(tmp_path: Path) -> StagedTree:
 
 def test_partition_reaches_to_the_end(tmp_path: Path, tree: StagedTree) -> None:
     image = tmp_path / "disk"
-    make_partitioned(image, tree, 64 * MIB)
+    make_partitioned(image, tree.path, tree.owners(), 64 * MIB)
     table = image.read_bytes()[:512]
     assert table[510:] == b"\x55\xaa"
     active, kind, first, count = struct.unpack_from("<B3xB3xII", table, 446)
@@ -46,7 +47,7 @@ def test_partition_reaches_to_the_end(tmp_path: Path, tree: StagedTree) -> None:
 
 def test_files_have_their_contents_modes_and_owners(tmp_path: Path, tree: StagedTree) -> None:
     image = tmp_path / "disk"
-    make_partitioned(image, tree, 64 * MIB)
+    make_partitioned(image, tree.path, tree.owners(), 64 * MIB)
     assert debugfs(image, "cat /boot/grub/grub.cfg") == "set default=0\n"
     assert 'Fast link dest: "busybox"' in debugfs(image, "stat /bin/sh")
     for path, mode in (("/bin/busybox", "0755"), ("/tmp", "01777"), ("/boot", "0755")):
@@ -58,7 +59,7 @@ def test_files_have_their_contents_modes_and_owners(tmp_path: Path, tree: Staged
 def test_a_disk_without_room_is_refused(tmp_path: Path, tree: StagedTree) -> None:
     tree.file("large", b"x" * (80 * MIB))
     with pytest.raises(UserError, match="mke2fs failed") as refused:
-        make_partitioned(tmp_path / "disk", tree, 64 * MIB)
+        make_partitioned(tmp_path / "disk", tree.path, tree.owners(), 64 * MIB)
     assert "--size" in refused.value.hint
 
 

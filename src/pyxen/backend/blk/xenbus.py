@@ -49,6 +49,8 @@ class DiskBackend(Backend):
         self._host = host
         self._is_qdisk = "/backend/qdisk/" in path
         self._image: Image | None = None
+        self._refused: Image | None = None
+        """What cannot be opened, though it is wanted."""
         self._storage: Storage | None = None
         self._is_cdrom = False
         self._device: BlockDevice | None = None
@@ -93,26 +95,25 @@ class DiskBackend(Backend):
         )
 
     async def refresh(self) -> bool:
-        """Another medium, or one of another size? Raises nothing: what fails is in xenstore."""
+        """Another medium, or one of another size? One that cannot be opened leaves the old one."""
         wanted = await self._wanted()
-        if wanted != self._image:
+        if wanted not in (self._image, self._refused):
             await self._change(wanted)
         return self._size_bytes != self._told_bytes
 
     async def _change(self, image: Image) -> None:
-        # First the old one goes: the new one may be the same file.
-        old, self._storage = self._storage, None
-        if self._device is not None:
-            self._device.change_storage(None)
-        await self._finish(old)
-        self._image, self._told_bytes = image, -1
+        self._refused = None
         try:
-            self._storage = self._open_image(image)
+            storage = self._open_image(image)
         except UserError as error:
+            self._refused = image
             await self.hotplug_failed(error)
             return
+        old, self._storage = self._storage, storage
+        self._image, self._told_bytes = image, -1
         if self._device is not None:
-            self._device.change_storage(self._storage)
+            self._device.change_storage(storage)
+        await self._finish(old)
         await self.write({"hotplug-status": "connected"})
 
     async def release(self) -> None:
@@ -227,7 +228,7 @@ class DiskBackend(Backend):
             "sector-size": storage.sector_size if storage else SECTOR_BYTES,
             "physical-sector-size": storage.physical_sector_size if storage else SECTOR_BYTES,
         }
-        if storage is not None and self._image.discard and storage.discard_granularity:
+        if storage is not None and storage.discard_granularity:
             nodes["feature-discard"] = 1
             nodes["discard-granularity"] = storage.discard_granularity
             nodes["discard-alignment"] = 0

@@ -87,6 +87,7 @@ class UnicornEngine(Engine):
         self._breakpoints = Breakpoints(self._cpu, self.regs)
         self._hooks, why = self._choose_hooks(memory, cpuid, native)
         self.capabilities = Capabilities("unicorn", self._hooks.native, why)
+        self.grants = self._hooks.grants
         self._reset_state()
         self._template = ctypes.string_at(self._env, layout.STATE_BYTES)
         self._parked: dict[VcpuId, ctypes.Array[ctypes.c_char]] = {}
