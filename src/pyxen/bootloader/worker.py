@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from typing import Any
 
 from pyxen.bootloader import frames
@@ -123,7 +124,6 @@ def _send(kind: bytes, payload: bytes) -> None:
 
 def _import_all() -> None:
     """What is imported when it is used cannot be found any more by then."""
-    import _strptime
     import encodings.ascii
     import encodings.cp437
     import encodings.idna
@@ -141,7 +141,8 @@ def _import_all() -> None:
 
     import pyxen.bootloader.btrfs
 
-    del _strptime, encodings, pycdlib, pyfsext, pyfsfat, pyfsxfs, pyvslvm, zstandard, pyxen
+    time.strptime("2000", "%Y")  # it imports a part of itself when it is used
+    del encodings, pycdlib, pyfsext, pyfsfat, pyfsxfs, pyvslvm, zstandard, pyxen
 
 
 def main(arguments: list[str]) -> int:
