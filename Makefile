@@ -40,6 +40,7 @@ $(VENV)/.installed: pyproject.toml setup.py $(wildcard src/pyxen/cpu/unicorn/nat
 
 $(VENV)/.dev: $(VENV)/.installed
 	@PYTHON=$(PYTHON) sh scripts/install.sh $(VENV) ".[dev]"
+	@sh scripts/test_tools.sh
 	@touch $@
 
 clean:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pyxen.config import load_domain_config
+from pyxen.config.load import load_domain_config
 from pyxen.errors import UserError
 from pyxen.image.apt import Apt
 from pyxen.image.cpio import CpioWriter

@@ -12,6 +12,7 @@ from typing import Final
 
 from bench.console import GuestFailure
 from bench.facts import load
+from bench.grants import grant_us
 from bench.image import PROGRAM
 from bench.metrics import DISK, SECTIONS, Metric
 from bench.mmu import mmu_update_us
@@ -192,10 +193,14 @@ def _sections(guest: Guest, run: Run, sections: Sequence[Metric]) -> None:
 
 
 def measure_hypercalls(peer: PyxenPeer) -> Run:
-    """Hypercalls of a guest without Linux, in this process."""
+    """Hypercalls of a guest without Linux, and uses of its pages, in this process."""
     native = peer.name == "pyxen"
     return Run(
-        peer.name, {"mmu_update": mmu_update_us(native=native, count=10**6 if native else 5000)}
+        peer.name,
+        {
+            "mmu_update": mmu_update_us(native=native, count=10**6 if native else 5000),
+            "grant": grant_us(native=native, requests=1000 if native else 20),
+        },
     )
 
 

@@ -54,7 +54,10 @@ IDLE: Final = (
     Metric("resident", "resident memory", "MiB"),
     Metric("proportional", "the same, shared pages in parts", "MiB"),
 )
-HYPERCALLS: Final = (Metric("mmu_update", "mmu_update of one entry", "us", limit=0.3),)
+HYPERCALLS: Final = (
+    Metric("mmu_update", "mmu_update of one entry", "us", limit=0.3),
+    Metric("grant", "a granted page, begin and end", "us", limit=0.2),
+)
 COMMANDS: Final = (
     Metric("xl_list", "xl list", "s", limit=0.25),
     Metric("xl_create_n", "xl create -n", "s"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 LAYERS = [
     {"types", "abi", "errors"},
-    {"proto", "config", "paths", "image"},
+    {"proto", "config", "paths", "image", "bootloader"},
     {"memory"},
     {"cpu"},
     {"hypervisor"},

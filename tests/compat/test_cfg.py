@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from pyxen.config import Host, load_domain_config, to_xl_json
+from pyxen.config.cpus import Host
+from pyxen.config.json_output import to_xl_json
+from pyxen.config.load import load_domain_config
 from pyxen.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "cfg.jsonl"

@@ -1,9 +1,10 @@
 """`make fuzz FUZZ="--seconds 60 --seed 1"`: random operations from a guest, for a while.
 
-Two campaigns share the time. `guest` is a kernel that does anything: domains with an even number
+Three campaigns share the time. `guest` is a kernel that does anything: domains with an even number
 are tame, they leave their tables and their own code alone, seldom crash, and so come further.
-Everything must hold for both. `blk` is a front end of the block back end (blk_ring.py). A failure
-prints what to run to see it again.
+Everything must hold for both. `blk` is a front end of the block back end (blk_ring.py);
+`bootloader` damages images that a boot loader is to read (bootloader.py). A failure prints what to
+run to see it again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import time
 from collections.abc import Callable
 
 from .blk_ring import BlkCampaign
+from .bootloader import BootloaderCampaign
 from .campaign import Campaign, Failed
+
+AnyCampaign = Campaign | BlkCampaign | BootloaderCampaign
 
 
 def main() -> int:
@@ -22,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--campaign", choices=("guest", "blk", "both"), default="both")
+    parser.add_argument("--campaign", choices=("guest", "blk", "bootloader", "all"), default="all")
     parser.add_argument("--engine", choices=("native", "python", "both"), default="both")
     parser.add_argument("--domain", type=int, help="only this one")
     options = parser.parse_args()
@@ -50,16 +54,18 @@ def main() -> int:
     return 0
 
 
-def chosen(options: argparse.Namespace) -> dict[str, Callable[[], Campaign | BlkCampaign]]:
+def chosen(options: argparse.Namespace) -> dict[str, Callable[[], AnyCampaign]]:
     """What makes each campaign that was asked for."""
-    campaigns: dict[str, Callable[[], Campaign | BlkCampaign]] = {}
-    if options.campaign != "blk":
+    campaigns: dict[str, Callable[[], AnyCampaign]] = {}
+    if options.campaign in ("guest", "all"):
         for engine in ("native", "python"):
             if options.engine in (engine, "both"):
                 native = engine == "native"
                 campaigns[engine] = lambda native=native: Campaign(options.seed, native=native)
-    if options.campaign != "guest":
+    if options.campaign in ("blk", "all"):
         campaigns["blk"] = lambda: BlkCampaign(options.seed)
+    if options.campaign in ("bootloader", "all"):
+        campaigns["bootloader"] = lambda: BootloaderCampaign(options.seed)
     return campaigns
 
 

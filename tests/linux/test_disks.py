@@ -45,6 +45,8 @@ def start(tmp_path: Path, demo: DemoImage, host: Host) -> Callable[..., Session]
             file.write(f"disk = {list(disks)}\n")
         console = host.session("create", "-c", str(config))
         console.expect(PROMPT)
+        # The kernel's messages would stand between what commands print.
+        console.run("dmesg -n 1")
         return console
 
     return start_one
@@ -88,7 +90,7 @@ def test_a_disk_of_the_configuration(
 def test_attach_write_detach(start: Callable[..., Session], host: Host, image: Path) -> None:
     console = start()
     host.xl("block-attach", "guest", f"{image},raw,xvdb,rw")
-    assert has_device(console, "xvdb")
+    wait_until(lambda: has_device(console, "xvdb"))
     assert [row[0] for row in states(host)] == ["51728"]
     again = host.xl("block-attach", "guest", f"{image},raw,xvdb,rw", check=False)
     assert again.returncode == 1
@@ -97,8 +99,9 @@ def test_attach_write_detach(start: Callable[..., Session], host: Host, image: P
     host.xl("block-detach", "guest", "xvdb")
     assert hashlib.md5(image.read_bytes()[:300000]).hexdigest() == sent
     assert states(host) == []
-    assert not has_device(console, "xvdb")
+    wait_until(lambda: not has_device(console, "xvdb"))
     host.xl("block-attach", "guest", f"vdev=xvdb,access=ro,target={image}")
+    wait_until(lambda: has_device(console, "xvdb"))
     assert console.run("cat /sys/block/xvdb/ro") == "1"
     host.xl("block-detach", "guest", "51728")
 
@@ -129,7 +132,7 @@ def test_a_paused_domain(start: Callable[..., Session], host: Host, image: Path)
     host.xl("block-attach", "guest", f"{image},raw,xvdb,rw")
     host.xl("unpause", "guest")
     wait_until(lambda: states(host)[0][3] == "4")
-    assert has_device(console, "xvdb")
+    wait_until(lambda: has_device(console, "xvdb"))
     host.xl("pause", "guest")
     assert host.xl("block-detach", "guest", "xvdb", check=False).returncode == 1
     assert states(host)[0][3] == "4"
@@ -186,6 +189,7 @@ def test_disks_outlive_xend_and_reboots(
 ) -> None:
     console = start()
     host.xl("block-attach", "guest", f"{image},raw,xvdb,rw")
+    wait_until(lambda: has_device(console, "xvdb"))
     os.kill(host.xend_pid(), signal.SIGKILL)
     console.run("echo without xend | dd of=/dev/xvdb conv=fsync 2>/dev/null")
     assert image.read_bytes().startswith(b"without xend")
@@ -223,3 +227,41 @@ def test_what_was_synced_survives_the_domain_process(
     data = image.read_bytes()
     for number in range(1, last + 1):
         assert data[number * 512 :].startswith(b"%08d" % number), number
+
+
+def test_a_qcow2_image(start: Callable[..., Session], host: Host, tmp_path: Path) -> None:
+    image, raw = tmp_path / "disk.qcow2", tmp_path / "disk.raw"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "16M"], check=True)
+    console = start()
+    host.xl("block-attach", "guest", f"{image},qcow2,xvdb,rw")
+    wait_until(lambda: has_device(console, "xvdb"))
+    assert "/backend/qdisk/" in states(host)[0][6]
+    console.run("dd if=/dev/urandom of=/tmp/data bs=64k count=16 2>/dev/null")
+    console.run("dd if=/tmp/data of=/dev/xvdb bs=64k seek=8 2>/dev/null")
+    sent = console.run("md5sum /tmp/data").split()[0]
+    host.xl("block-detach", "guest", "xvdb")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(image), str(raw)], check=True)
+    assert hashlib.md5(raw.read_bytes()[MIB // 2 : MIB // 2 + MIB]).hexdigest() == sent
+
+
+def test_the_full_kernel_mounts_ext4(
+    tmp_path: Path, full_demo: DemoImage, host: Host, image: Path
+) -> None:
+    """Its ext4 is a module, with checksums in another."""
+    make_file_system(image)
+    config = write_config(
+        tmp_path / "full.cfg",
+        name="full",
+        kernel=full_demo.kernel,
+        ramdisk=full_demo.ramdisk,
+        extra="console=hvc0 earlyprintk=xen lockdown=confidentiality",
+        memory=192,
+    )
+    with open(config, "a") as file:
+        file.write(f"disk = ['{image},raw,xvda,rw']\n")
+    console = host.session("create", "-c", str(config))
+    console.expect(PROMPT)
+    console.run("dmesg -n 1")
+    wait_until(lambda: has_device(console, "xvda"))
+    console.run("mount /dev/xvda /mnt")
+    assert "/dev/xvda /mnt ext4" in console.run("grep xvda /proc/mounts")

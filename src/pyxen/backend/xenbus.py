@@ -44,6 +44,8 @@ from pyxen.proto.xs import domain_path
 from pyxen.proto.xs_client import XsClient
 from pyxen.types import DomId
 
+HOTPLUG_ERROR: Final = "error"
+"""The value of hotplug-status when the host cannot give the device."""
 REPORTS: Final = 16
 """How many lines a device may add to the log: a guest can make mistakes without end."""
 
@@ -127,7 +129,9 @@ class Backend(ABC):
         if state == XenbusStateUnknown:
             await self._vanish()
         elif state == XenbusStateInitialising:
-            await self._open()
+            # Our own word of a failure comes back as a change: it must not make us try again.
+            if await self.text("hotplug-status") != HOTPLUG_ERROR:
+                await self._open()
         elif front in (XenbusStateUnknown, XenbusStateClosed):
             if state != XenbusStateClosed:
                 await self._end()
@@ -170,7 +174,7 @@ class Backend(ABC):
         """Tell the tool stack that the host's part does not work, as Xen's hotplug scripts do."""
         self.report(error.message)
         text = f"{error.message}\n{error.hint}"
-        await self.write({"hotplug-error": text, "hotplug-status": "error"})
+        await self.write({"hotplug-error": text, "hotplug-status": HOTPLUG_ERROR})
 
     async def _connect(self) -> None:
         if not self._opened:

@@ -33,9 +33,9 @@ def run(given: argparse.Namespace) -> int:
     signs = {True: "ok     ", None: "note   ", False: "MISSING"}
     bad = False
     for finding in examine(find_paths()):
-        print(f"{signs[finding.good]} {finding.subject:<16} {finding.detail}")
+        print(f"{signs[finding.good]} {finding.subject:<20} {finding.detail}")
         if finding.advice:
-            print(f"{'':24} {finding.advice}")
+            print(f"{'':28} {finding.advice}")
         bad = bad or finding.good is False
     return 1 if bad else 0
 
@@ -133,6 +133,8 @@ def _tools() -> Iterator[Finding]:
     wanted = {
         "xenstore-ls": "apt install xenstore-utils (optional: Xen's own tools work on our store)",
         "apt-get": "`pyxen image demo` fetches Debian's packages with it; else use --kernel",
+        "qemu-storage-daemon": "apt install qemu-system-common libnbd0 (for disks not raw)",
+        "qemu-img": "apt install qemu-utils (for `pyxen image create` and its like)",
         "dpkg-deb": "`pyxen image demo` unpacks Debian's packages with it",
     }
     for tool, advice in wanted.items():

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from pyxen.cli.disk_image import add_commands
 from pyxen.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run pyxen with these arguments (the process's own by default); returns the exit code."""
-    given = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # pygrub reads its own command line, as Xen's does.
+    given = _parser().parse_args(words[:1] if words[:1] == ["pygrub"] else words)
+    given.words = words[1:]
     try:
         run: Callable[[argparse.Namespace], int] = getattr(
             import_module(f"pyxen.cli.{given.module}"), given.run
@@ -51,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     hypercalls.add_argument("domain", nargs="?", help="also how often this domain made each")
     hypercalls.add_argument("--json", action="store_true", help="as JSON")
-    _add_image(add("image", "image:run", "Make files to start a guest from."))
+    _add_image(add("image", "image:run", "Make the demo guest; make and look after disk images."))
+    add("pygrub", "pygrub:run", "Find the kernel in a guest's disk, as Xen's pygrub does.")
     add("env", "system:run_env", 'Print what Xen\'s own tools need, for eval "$(pyxen env)".')
     add("systemd-unit", "system:run_systemd_unit", "Print a systemd unit for a system-wide xend.")
     xend = add("xend", "system:run_xend", "Run xend in the foreground.")
@@ -87,6 +92,7 @@ def _add_image(command: argparse.ArgumentParser) -> None:
     debian.add_argument("--password", help="of root (default: one is made up, and printed)")
     debian.add_argument("--autologin", action="store_true", help="no login at the console")
     debian.add_argument("--mirror", help="a mirror of Debian (default: this machine's)")
+    add_commands(kinds)
 
 
 def _add_disk(kind: argparse.ArgumentParser, size_mib: int) -> None:

@@ -89,12 +89,10 @@ _SCREEN = "there is no frame buffer back end yet"
 _DEVICE = "there is no back end for this device yet"
 _HOST_DEVICE = "devices of the host cannot be passed to a guest"
 _SCHED = "vCPUs are scheduled by the host's kernel"
-_BOOTLOADER = "boot loaders are not run yet"
 _SECURITY = "there is no XSM policy"
 _QEMU = "there is no device model"
 _CPUID = "the CPU a guest sees cannot be changed yet"
 _TIME = "the guest's clock is the host's"
-_LIMITS = "the limit is not enforced"
 _NUMA = "guests have one NUMA node"
 
 _S, _N, _B, _L, _C = Kind.STRING, Kind.NUMBER, Kind.BOOLEAN, Kind.STRINGS, Kind.CHOICE
@@ -130,16 +128,14 @@ _GENERAL = (
 )
 
 _DOMAIN = (
-    Key("max_grant_frames", _N, "b_info.max_grant_frames", "grant table pages", _ALL, _LIMITS),
+    Key("max_grant_frames", _N, "b_info.max_grant_frames", "grant table pages at most, 64"),
     Key(
         "max_maptrack_frames",
         _N,
         "b_info.max_maptrack_frames",
-        "pages that track grant mappings",
-        _ALL,
-        _LIMITS,
+        "pages that track grant mappings at most, 1024",
     ),
-    Key("max_grant_version", _N, "b_info.max_grant_version", "grant table version", _ALL, _LIMITS),
+    Key("max_grant_version", _N, "b_info.max_grant_version", "highest grant table version, 2"),
     Key("on_poweroff", _STEP, "on_poweroff", "what to do when the guest powers off"),
     Key("on_reboot", _STEP, "on_reboot", "what to do when the guest reboots"),
     Key("on_watchdog", _STEP, "on_watchdog", "what to do when the guest's watchdog fires"),
@@ -192,8 +188,8 @@ _DOMAIN = (
         "back ends run on the host only",
     ),
     Key("acpi", _B, "b_info.acpi", "ACPI tables", _HW),
-    Key("bootloader", _S, "b_info.bootloader", "program that finds the kernel", _ALL, _BOOTLOADER),
-    Key("bootloader_args", _STEP, "b_info.bootloader_args", "its arguments", _ALL, _BOOTLOADER),
+    Key("bootloader", _S, "b_info.bootloader", "program that finds the kernel"),
+    Key("bootloader_args", _STEP, "b_info.bootloader_args", "its arguments"),
     Key("timer_mode", _STEP, "b_info.timer_mode", "how missed ticks are made up", _HW),
     Key("nestedhvm", _B, "b_info.nested_hvm", "virtualization inside the guest", _HW),
     Key("vuart", _C, "b_info.arch_arm.vuart", "emulated UART", _ARM, choices=("sbsa_uart",)),

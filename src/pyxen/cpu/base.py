@@ -8,11 +8,12 @@ it means is decided by the run loop in pyxen.hypervisor. Nothing here knows of C
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-from pyxen.cpu.pvstate import PvDomain, PvState
+from pyxen.cpu.pvstate import PvDomain, PvGrants, PvState
 from pyxen.types import VcpuId
 
 
@@ -179,11 +180,29 @@ class CpuState:
     fxsave: bytes
 
 
+class GrantPath(ABC):
+    """Native uses of grants by domain 0, on the words that PvGrants names.
+
+    Both go through `refs`, an array of type I, from the element `done` to the first that is not a
+    plain case, for which nothing was changed. They return its index, or the length of the array.
+    """
+
+    @abstractmethod
+    def begin(self, grants: PvGrants, refs: array[int], done: int, *, write: bool) -> int:
+        """Begin to use whole pages: references become mfns."""
+
+    @abstractmethod
+    def end(self, grants: PvGrants, refs: array[int], done: int, *, write: bool) -> int:
+        """End uses that began."""
+
+
 class Engine(ABC):
     """Executes one domain's vCPUs."""
 
     regs: Registers
     capabilities: Capabilities
+    grants: GrantPath | None = None
+    """None: there is no native path."""
 
     @abstractmethod
     def add_vcpu(self, vcpu_id: VcpuId) -> None:
@@ -298,6 +317,11 @@ class Engine(ABC):
     @abstractmethod
     def flush_page(self, vaddr: int, *, everywhere: bool = True) -> None:
         """Forget the cached translation of one page; `everywhere` as in flush_tlb."""
+
+    @property
+    def code_pages(self) -> memoryview | None:
+        """A byte for each machine page: 0 if no code was translated from it. None: not known."""
+        return None
 
     @abstractmethod
     def code_changed(self, maddr: int, length_bytes: int) -> None:

@@ -2,11 +2,12 @@
 
 The hypervisor owns their meaning; an engine that has a hot path is told the addresses and acts
 upon them inside its callbacks. Everything is u64 in host memory at fixed addresses, so that C sees
-the same words. One PvDomain a domain, one PvState a vCPU:
+the same words. One PvDomain and one PvGrants a domain, one PvState a vCPU:
 
     PvDomain.words   [ header | counters | hypercall ring: 64 x (nr, 6 arguments, result)
                      | calls of each hypercall number: 64 | how many of them failed: 64   ]
     PvState.words    [ words  | 256 trap addresses | 256 trap flags                       ]
+    PvGrants.words   [ words ]
 
 The order of the Word declarations below is the order in memory and that of native/pvstate.h.
 """
@@ -159,6 +160,8 @@ class PvDomain(_Shared):
     count_port_io = Word(43)
     count_slow = Word(44)
     """Exits that the hot path looked at and left to the hypervisor."""
+    count_grant = Word(45)
+    """Uses of grants by the host that began."""
 
     def __init__(self) -> None:
         super().__init__(_FAILURES + NUMBERS)
@@ -201,3 +204,22 @@ class PvDomain(_Shared):
             for name, word in vars(PvDomain).items()
             if isinstance(word, Word) and name.startswith("count_")
         }
+
+
+class PvGrants(_Shared):
+    """Where the grant table of a domain is. Addresses are the host's."""
+
+    domain = Word(0)
+    """Address of the domain's PvDomain.words."""
+    active = Word(1)
+    """Address of the 16-byte records of what is in use (hypervisor/grant_active.py)."""
+    table = Word(2)
+    """Address of the entries."""
+    status = Word(3)
+    """Address of the status words of version 2."""
+    version = Word(4)
+    entries = Word(5)
+    """How many entries there are."""
+
+    def __init__(self) -> None:
+        super().__init__(6)

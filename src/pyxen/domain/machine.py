@@ -23,6 +23,9 @@ from pyxen.errors import UserError
 from pyxen.hypervisor.clock import HostClock
 from pyxen.hypervisor.cpuid import XenCpuid
 from pyxen.hypervisor.domain import Domain, DomainSpec
+from pyxen.hypervisor.grant import MAX_VERSION
+from pyxen.hypervisor.grant_entries import INITIAL_FRAMES
+from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES
 from pyxen.hypervisor.hypercall import continuation
 from pyxen.hypervisor.page_types import Restart
 from pyxen.hypervisor.runloop import RunLoop
@@ -67,6 +70,9 @@ class MachineSpec:
             max_pages=max(memory_pages, int(spec["maxmem_kib"]) // 4),
             max_vcpus=int(spec["maxvcpus"]),
             max_event_port=int(spec.get("event_channels", DEFAULT_EVENT_PORTS)),
+            max_grant_frames=int(spec.get("max_grant_frames", layout.MAX_GRANT_FRAMES)),
+            max_maptrack_frames=int(spec.get("max_maptrack_frames", MAX_MAPTRACK_FRAMES)),
+            max_grant_version=int(spec.get("max_grant_version", MAX_VERSION)),
         )
         ramdisk = spec.get("ramdisk")
         return cls(
@@ -116,6 +122,7 @@ class Machine:
         self.devices = Devices(self.domain, reactor, spec.paths)
         self._parts.callback(self.devices.close)
         self.memory.on_write = self.engine.code_changed
+        self.memory.code_pages = self.engine.code_pages
         self.domain.pause()
         self.built = built
         self.runloop = RunLoop(self.domain, reactor, cpuid)
@@ -194,6 +201,7 @@ def check_size(spec: DomainSpec) -> None:
             "set `max_event_channels=` accordingly",
             exit_code=3,
         )
+    _check_grant_limits(spec)
     host_pages = os.sysconf("SC_PHYS_PAGES")
     if spec.max_pages > min(host_pages, layout.MAX_GUEST_PAGES):
         raise UserError(
@@ -201,3 +209,18 @@ def check_size(spec: DomainSpec) -> None:
             "set `memory=` and `maxmem=` accordingly",
             exit_code=3,
         )
+
+
+def _check_grant_limits(spec: DomainSpec) -> None:
+    """As Xen's grant_table_init, which refuses them with EINVAL."""
+    for name, low, high in (
+        ("max_grant_frames", INITIAL_FRAMES, layout.MAX_GRANT_FRAMES),
+        ("max_maptrack_frames", 0, MAX_MAPTRACK_FRAMES),
+        ("max_grant_version", 1, MAX_VERSION),
+    ):
+        if not low <= (value := getattr(spec, name)) <= high:
+            raise UserError(
+                f"{name} is {value}: a domain can have {low} to {high}",
+                f"set `{name}=` accordingly, or leave it out",
+                exit_code=3,
+            )

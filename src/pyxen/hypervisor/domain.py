@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from pyxen.cpu.base import Engine
 from pyxen.cpu.pvstate import PvDomain
 from pyxen.hypervisor.evtchn import EventChannels
-from pyxen.hypervisor.grant import GrantTable
+from pyxen.hypervisor.grant import MAX_VERSION, GrantTable
+from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES
 from pyxen.hypervisor.page_types import PageTypes
 from pyxen.hypervisor.reservation import Reservation
 from pyxen.hypervisor.sched import Scheduler
@@ -25,6 +26,9 @@ from pyxen.types import PAGE_SHIFT, DomId, Port, VcpuId
 
 if TYPE_CHECKING:
     from pyxen.hypervisor.tracing import Tracing
+
+SOON_NS: Final = 200_000
+"""How long the guest may run on after it kicked a back end: about what eight requests take it."""
 
 
 class ShutdownReason(IntEnum):
@@ -55,6 +59,9 @@ class DomainSpec:
     max_pages: int
     max_vcpus: int
     max_event_port: int = 0x7FFF_FFFF
+    max_grant_frames: int = layout.MAX_GRANT_FRAMES
+    max_maptrack_frames: int = MAX_MAPTRACK_FRAMES
+    max_grant_version: int = MAX_VERSION
 
 
 class Domain:
@@ -81,7 +88,16 @@ class Domain:
         self.events = EventChannels(
             memory, self.types, self.shared_info, self.vcpus, spec.max_event_port
         )
-        self.grants = GrantTable(memory, self.frames, self.types)
+        self.grants = GrantTable(
+            memory,
+            self.frames,
+            self.types,
+            max_frames=spec.max_grant_frames,
+            max_maptrack_frames=spec.max_maptrack_frames,
+            max_version=spec.max_grant_version,
+            native=engine.grants,
+        )
+        self.grants.pv.domain = self.pv.address
         self.pirqs: set[int] = set()
         """Interrupt numbers that PHYSDEVOP_get_free_pirq gave away; no interrupt is behind them."""
         self.pirq_eoi_mfn = 0
@@ -96,6 +112,9 @@ class Domain:
         """What the guest said beforehand that its shutdown will mean; the first word counts."""
         self.watchdogs: dict[int, int] = {}
         self.timers_changed = False
+        self.soon_ns = 0
+        """When the functions given to `soon` are due at the latest; 0: there are none."""
+        self._soon: list[Callable[[], None]] = []
         self.last_words = b""
         self.trace: Tracing | None = None
         """Set while somebody traces."""
@@ -200,6 +219,24 @@ class Domain:
         for vcpu in self.vcpus.values():
             if vcpu.runnable:
                 vcpu.runstate.enter(state, now)
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Have a function called when the turn of the running vCPU ends, at most SOON_NS from now.
+
+        For a back end that was kicked: until then the guest can add requests without kicking it
+        again, and one event answers them all.
+        """
+        if not self._soon:
+            self.soon_ns = self.time.now_ns() + SOON_NS
+            self.timers_changed = True
+        self._soon.append(function)
+
+    def run_soon(self) -> None:
+        """Call what was given to `soon`; what these give to it is for the next time."""
+        if self._soon:
+            functions, self._soon, self.soon_ns = self._soon, [], 0
+            for function in functions:
+                function()
 
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest is over; what happens next is the tool stack's business."""

@@ -7,9 +7,9 @@ Later uses rest on what was found then, whatever the guest has made of the entry
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, NoReturn
+from typing import NoReturn, cast
 
 from pyxen.abi.errno import E
 from pyxen.abi.grant_table import (
@@ -27,21 +27,36 @@ from pyxen.abi.grant_table import (
     GTF_transitive,
     GTF_writing,
 )
+from pyxen.cpu.base import GrantPath
+from pyxen.cpu.pvstate import PvGrants
 from pyxen.errors import XenError
-from pyxen.hypervisor.grant_entries import ENTRY_BYTES, Entry, SharedEntries, granted
+from pyxen.hypervisor.grant_active import (
+    READ,
+    WRITE,
+    WRITERS,
+    ActiveEntries,
+    Extent,
+    Use,
+)
+from pyxen.hypervisor.grant_entries import (
+    ENTRY_BYTES,
+    INITIAL_FRAMES,
+    Entry,
+    SharedEntries,
+    granted,
+)
 from pyxen.hypervisor.grant_maptrack import MAX_MAPTRACK_FRAMES, Maptrack
 from pyxen.hypervisor.page_types import PageTypes
 from pyxen.memory.frames import FrameTable
-from pyxen.memory.layout import MAX_GRANT_FRAMES
+from pyxen.memory.layout import GRANT_FRAMES, GRANT_STATUS_FRAMES, MAX_GRANT_FRAMES
 from pyxen.memory.machine import MachineMemory
-from pyxen.types import PAGE_SIZE, DomId, GrantRef, Mfn
+from pyxen.types import PAGE_SHIFT, PAGE_SIZE, DomId, GrantRef, Mfn
 
 DOMAIN_0 = DomId(0)
 DOMAIN_0_ENTRIES = PAGE_SIZE // ENTRY_BYTES[1]
 """Domain 0 is the host. To guests it has a table of one frame, in which all entries are invalid."""
 
-MAX_PINS = 128
-"""How often an entry can be in use in one way: GNTPIN_incr2oflow_mask refuses the next one."""
+MAX_VERSION = 2
 
 _START_MASK = 0x7FFF
 """Xen keeps the start of a sub-page grant in 15 bits."""
@@ -55,53 +70,6 @@ class GrantRefused(XenError):
         self.status = status
 
 
-class Use(NamedTuple):
-    """In which ways a grant is used: indexes into ActiveEntry.pins, and whether one writes."""
-
-    pins: tuple[int, ...]
-    writes: bool
-
-
-_HOST_WRITE, _HOST_READ, _DEVICE_WRITE, _DEVICE_READ = range(4)
-"""Uses are counted for each of these by itself (GNTPIN_*)."""
-
-READ, WRITE = Use((_HOST_READ,), False), Use((_HOST_WRITE,), True)
-NO_USE = Use((), False)
-
-
-def use_of(*, host: bool, device: bool, writes: bool) -> Use:
-    """The use by a mapping for the CPU, for devices, or for both."""
-    pins = []
-    if host:
-        pins.append(_HOST_WRITE if writes else _HOST_READ)
-    if device:
-        pins.append(_DEVICE_WRITE if writes else _DEVICE_READ)
-    return Use(tuple(pins), writes) if pins else NO_USE
-
-
-class Extent(NamedTuple):
-    """Bytes of a frame that may be copied."""
-
-    mfn: Mfn
-    start: int
-    length: int
-
-
-@dataclass(slots=True)
-class ActiveEntry:
-    """What an entry said when its use began, and how often it is in use (active_grant_entry)."""
-
-    domid: int
-    extent: Extent
-    is_sub_page: bool
-    pins: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-
-    @property
-    def writers(self) -> int:
-        """Uses of any kind that write."""
-        return self.pins[_HOST_WRITE] + self.pins[_DEVICE_WRITE]
-
-
 class GrantTable:
     """The grant table of one domain."""
 
@@ -113,15 +81,25 @@ class GrantTable:
         *,
         max_frames: int = MAX_GRANT_FRAMES,
         max_maptrack_frames: int = MAX_MAPTRACK_FRAMES,
-        max_version: int = 2,
+        max_version: int = MAX_VERSION,
+        native: GrantPath | None = None,
     ) -> None:
+        """native: what begins and ends uses by the host on the words `pv`, its `domain` set."""
         self._frames = frames
         self._types = types
-        self._active: dict[int, ActiveEntry] = {}
+        self._active = ActiveEntries(
+            (max(max_frames, INITIAL_FRAMES) << PAGE_SHIFT) // ENTRY_BYTES[1]
+        )
         self.max_frames = max_frames
         self.max_version = max_version
         self.entries = SharedEntries(memory, frames)
         self.maptrack = Maptrack(max_maptrack_frames)
+        self._native = native
+        self.pv = PvGrants()
+        self.pv.active = self._active.address
+        self.pv.table = memory.address + (GRANT_FRAMES << PAGE_SHIFT)
+        self.pv.status = memory.address + (GRANT_STATUS_FRAMES << PAGE_SHIFT)
+        self._share()
         self.on_use: Callable[[str, GrantRef, bool], None] | None = None
         """Told of each use by a trace: grant_map or grant_unmap, for writing or not."""
 
@@ -142,6 +120,11 @@ class GrantTable:
         if nr_frames > self.max_frames:
             raise XenError(E.NOSPC, f"{nr_frames} grant frames, {self.max_frames} are allowed")
         self.entries.grow(nr_frames)
+        self._share()
+
+    def _share(self) -> None:
+        """Tell native code how the entries lie now."""
+        self.pv.version, self.pv.entries = self.entries.version, self.entries.count
 
     def frame(self, index: int) -> Mfn:
         """The mfn of a frame of the table."""
@@ -159,10 +142,10 @@ class GrantTable:
             raise XenError(E.NOSYS, f"grant table version {version} is not allowed")
         if version == self.version:
             return
-        for gref in self._active:
-            if gref >= GNTTAB_NR_RESERVED_ENTRIES:
-                raise XenError(E.BUSY, f"reference {gref} is in use")
+        if self._active.any_from(GNTTAB_NR_RESERVED_ENTRIES, self.entries.count):
+            raise XenError(E.BUSY, "other than reserved entries are in use")
         self.entries.set_version(version)
+        self._share()
 
     def swap(self, one: int, other: int) -> None:
         """GNTTABOP_swap_grant_ref. Raises: GrantRefused(bad_gntref, eagain)."""
@@ -171,7 +154,7 @@ class GrantTable:
         if one == other:
             return
         for gref in (one, other):
-            if gref in self._active:
+            if self._active.pins(gref):
                 raise GrantRefused(GNTST_eagain, f"reference {gref} is in use", E.BUSY)
         # COMMIT
         self.entries.swap(one, other)
@@ -186,63 +169,57 @@ class GrantTable:
     def acquire_to_map(self, gref: int, domid: int, use: Use) -> Mfn:
         """Begin to use a whole page. Raises: GrantRefused, with nothing changed."""
         self._check_gref(gref)
-        active = self._active.get(gref)
-        if active is not None:
-            self._check_active(active, domid, use)
-            if active.is_sub_page:
+        active = self._active
+        pins = active.pins(gref)
+        if pins:
+            self._check_active(gref, domid, use)
+            if active.is_sub_page(gref):
                 raise GrantRefused(GNTST_general_error, f"reference {gref} is for copies only")
-        if active is None or (use.writes and not active.writers):
+            extent = self._extent_in_use(gref, GNTST_general_error)
+        if not pins or (use.writes and not pins & WRITERS):
             entry = self.entries.read(gref)
-            self._check_entry(entry, domid, active, write=use.writes, mapping=True)
-            if active is None:
-                active = self._activate(entry, domid)
-        if not self._frames.is_domains(active.extent.mfn):
-            raise GrantRefused(GNTST_general_error, f"the frame of reference {gref} is gone")
-        self._hold(active.extent.mfn, use)
-        # COMMIT
-        self._pin(gref, active, use)
-        return active.extent.mfn
+            self._check_entry(entry, domid, first=not pins, write=use.writes, mapping=True)
+            if not pins:
+                extent = self._extent(entry)
+        self._begin(gref, domid, extent, use, first=not pins, sub_page=False)
+        return extent.mfn
 
     def acquire_to_copy(self, gref: int, domid: int, *, write: bool) -> Extent:
         """Begin a copy. Raises: GrantRefused, with nothing changed."""
         self._check_gref(gref)
-        active = self._active.get(gref)
-        use = WRITE if write else READ
-        if active is not None:
-            self._check_active(active, domid, use)
+        pins, use = self._active.pins(gref), WRITE if write else READ
+        if pins:
+            self._check_active(gref, domid, use)
         entry = self.entries.read(gref)
-        if active is None or (write and not active.writers):
-            self._check_entry(entry, domid, active, write=write, mapping=False)
+        if not pins or (write and not pins & WRITERS):
+            self._check_entry(entry, domid, first=not pins, write=write, mapping=False)
         if self.version == 2 and entry.kind == GTF_transitive:
             self._refuse_transitive(gref, entry)
-        if active is None:
-            active = self._activate(entry, domid)
-        elif not self._frames.is_domains(active.extent.mfn):
-            raise GrantRefused(GNTST_bad_domain, f"the frame of reference {gref} is gone")
-        self._hold(active.extent.mfn, use)
-        # COMMIT
-        self._pin(gref, active, use)
-        return active.extent
+        if pins:
+            extent = self._extent_in_use(gref, GNTST_bad_domain)
+        else:
+            extent = self._extent(entry)
+        sub_page = self.version == 2 and bool(entry.flags & GTF_sub_page)
+        self._begin(gref, domid, extent, use, first=not pins, sub_page=sub_page)
+        return extent
 
     def release(self, gref: int, use: Use) -> None:
         """End a use that `acquire_…` began; the last one of a kind takes back its mark."""
-        active = self._active[gref]
+        active = self._active
+        active.check_pinned(gref, use)
         if self.on_use is not None:
             self.on_use("grant_unmap", GrantRef(gref), use.writes)
-        self._let_go(active.extent.mfn, use)
-        for pin in use.pins:
-            active.pins[pin] -= 1
-        marks = 0
-        if use.writes and not active.writers:
+        self._let_go(active.mfn(gref), use)
+        left = active.unpin(gref, use)
+        marks = 0 if left else GTF_reading
+        if use.writes and not left & WRITERS:
             marks |= GTF_writing
-        if not any(active.pins):
-            marks |= GTF_reading
-            del self._active[gref]
-        self.entries.clear(gref, marks)
+        if marks:
+            self.entries.clear(gref, marks)
 
     def active_frame(self, gref: int) -> Mfn:
         """The frame of an entry in use."""
-        return self._active[gref].extent.mfn
+        return self._active.mfn(gref)
 
     def accepts_transfer(self, gref: int, domid: int) -> bool:
         """Whether an entry waits for a page of a domain (gnttab_prepare_for_transfer)."""
@@ -271,28 +248,54 @@ class GrantTable:
         self.release(gref, WRITE if write else READ)
 
     def begin_many(self, grefs: Sequence[int], *, write: bool) -> list[Mfn]:
-        """`begin` for each, all or nothing. Raises: XenError."""
-        begun: list[Mfn] = []
+        """`begin` for each, all or nothing; references may repeat. Raises: XenError, as `begin`."""
+        native, refs = self._natively(grefs)
+        mfns: list[Mfn] = []
+        done = 0
         try:
-            for gref in grefs:
-                begun.append(self.begin(GrantRef(gref), write=write))
+            if native is None:
+                use = WRITE if write else READ
+                for gref in grefs:
+                    mfns.append(self.acquire_to_map(gref, DOMAIN_0, use))
+                    done += 1
+                return mfns
+            while (done := native.begin(self.pv, refs, done, write=write)) < len(refs):
+                refs[done] = self.begin(GrantRef(grefs[done]), write=write)
+                done += 1
         except XenError:
-            self.end_many(grefs[: len(begun)], write=write)
+            self.end_many(grefs[:done], write=write)
             raise
-        return begun
+        return cast("list[Mfn]", refs.tolist())
 
     def end_many(self, grefs: Sequence[int], *, write: bool) -> None:
         """`end` for each."""
-        for gref in grefs:
-            self.end(GrantRef(gref), write=write)
+        native, refs = self._natively(grefs)
+        if native is None:
+            use = WRITE if write else READ
+            for gref in grefs:
+                self.release(gref, use)
+            return
+        done = 0
+        while (done := native.end(self.pv, refs, done, write=write)) < len(refs):
+            self.end(GrantRef(refs[done]), write=write)
+            done += 1
+
+    def _natively(self, grefs: Sequence[int]) -> tuple[GrantPath | None, array[int]]:
+        """The native path, if it can be taken, and the references as it takes them."""
+        if self._native is not None and self.on_use is None:
+            try:
+                return self._native, array("I", grefs)
+            except OverflowError:
+                pass  # `begin` says what is wrong with such a reference
+        return None, array("I")
 
     @property
     def uses(self) -> dict[GrantRef, tuple[int, int]]:
         """References in use: (readers, writers)."""
-        return {
-            GrantRef(gref): (sum(active.pins) - active.writers, active.writers)
-            for gref, active in self._active.items()
-        }
+        return {GrantRef(gref): self._active.counts(gref) for gref in self._in_use()}
+
+    def _in_use(self) -> Iterator[int]:
+        return self._active.in_use(self.entries.count)
 
     # --- checks -------------------------------------------------------------------------------
 
@@ -300,18 +303,17 @@ class GrantTable:
         if not 0 <= gref < self.entries.count:
             raise GrantRefused(GNTST_bad_gntref, f"there is no grant reference {gref}")
 
-    @staticmethod
-    def _check_active(active: ActiveEntry, domid: int, use: Use) -> None:
-        if active.domid != domid:
+    def _check_active(self, gref: int, domid: int, use: Use) -> None:
+        if self._active.domid(gref) != domid:
             raise GrantRefused(GNTST_general_error, "in use by another domain", E.ACCES)
-        if any(active.pins[pin] >= MAX_PINS for pin in use.pins):
+        if self._active.overflows(gref, use):
             raise GrantRefused(GNTST_general_error, "in use too often", E.BUSY)
 
     def _check_entry(
-        self, entry: Entry, domid: int, active: ActiveEntry | None, *, write: bool, mapping: bool
+        self, entry: Entry, domid: int, *, first: bool, write: bool, mapping: bool
     ) -> None:
         """What an entry has to say for its first use, and for the first one that writes."""
-        if active is None:
+        if first:
             kind = entry.kind
             if mapping:
                 kind |= entry.flags & GTF_sub_page
@@ -332,14 +334,33 @@ class GrantTable:
             GNTST_general_error, f"reference {gref} passes on a grant of domain {entry.trans_domid}"
         )
 
-    def _activate(self, entry: Entry, domid: int) -> ActiveEntry:
+    def _extent(self, entry: Entry) -> Extent:
+        """What an entry grants. Raises: GrantRefused(bad_page)."""
         if not self._frames.is_domains(entry.frame):
             raise GrantRefused(GNTST_bad_page, f"frame {entry.frame:#x} is not the domain's")
-        mfn = Mfn(entry.frame)
         if self.version == 2 and entry.flags & GTF_sub_page:
-            extent = Extent(mfn, entry.page_off & _START_MASK, entry.length)
-            return ActiveEntry(domid, extent, is_sub_page=True)
-        return ActiveEntry(domid, Extent(mfn, 0, PAGE_SIZE), is_sub_page=False)
+            return Extent(Mfn(entry.frame), entry.page_off & _START_MASK, entry.length)
+        return Extent(Mfn(entry.frame), 0, PAGE_SIZE)
+
+    def _extent_in_use(self, gref: int, status: int) -> Extent:
+        """What an entry granted when its use began. Raises: GrantRefused(status)."""
+        extent = self._active.extent(gref)
+        if not self._frames.is_domains(extent.mfn):
+            raise GrantRefused(status, f"the frame of reference {gref} is gone")
+        return extent
+
+    def _begin(
+        self, gref: int, domid: int, extent: Extent, use: Use, *, first: bool, sub_page: bool
+    ) -> None:
+        """Count a use that was checked. Raises: GrantRefused, with nothing changed."""
+        self._hold(extent.mfn, use)
+        # COMMIT
+        if self.on_use is not None:
+            self.on_use("grant_map", GrantRef(gref), use.writes)
+        if first:
+            self._active.record(gref, domid, extent, sub_page=sub_page)
+        self._active.pin(gref, use)
+        self.entries.mark(gref, GTF_reading | GTF_writing if use.writes else GTF_reading)
 
     def _hold(self, mfn: Mfn, use: Use) -> None:
         """Keep a frame, and keep it from becoming a table while it can be written.
@@ -348,7 +369,7 @@ class GrantTable:
         """
         held = 0
         try:
-            for _ in use.pins:
+            for _ in range(use.ways):
                 self._types.hold(mfn, writable=use.writes)
                 held += 1
         except XenError as refused:
@@ -357,24 +378,15 @@ class GrantTable:
             raise GrantRefused(GNTST_general_error, str(refused), E.BUSY) from None
 
     def _let_go(self, mfn: Mfn, use: Use) -> None:
-        for _ in use.pins:
+        for _ in range(use.ways):
             self._types.let_go(mfn, writable=use.writes)
 
     @property
     def held(self) -> Iterator[tuple[int, bool]]:
         """(mfn, writable) for each time that a frame is held (page_audit.py)."""
-        for active in self._active.values():
-            for pin, count in enumerate(active.pins):
-                for _ in range(count):
-                    yield active.extent.mfn, pin in (_HOST_WRITE, _DEVICE_WRITE)
-
-    def _pin(self, gref: int, active: ActiveEntry, use: Use) -> None:
-        if self.on_use is not None:
-            self.on_use("grant_map", GrantRef(gref), use.writes)
-        self._active.setdefault(gref, active)
-        for pin in use.pins:
-            active.pins[pin] += 1
-        self.entries.mark(gref, GTF_reading | GTF_writing if use.writes else GTF_reading)
+        for gref in self._in_use():
+            mfn, (readers, writers) = self._active.mfn(gref), self._active.counts(gref)
+            yield from [(mfn, False)] * readers + [(mfn, True)] * writers
 
 
 def refuse_of_domain_0(gref: int) -> NoReturn:

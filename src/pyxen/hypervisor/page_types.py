@@ -448,9 +448,9 @@ class PageTypes:
         records, at = self._records, mfn * 4
         records[at + 1] -= 1
         if not records[at + 1]:
-            kind = FrameType(records[at] & TYPE_MASK)
+            kind = records[at] & TYPE_MASK
             if _L1 <= kind <= _L4:
-                self._stop(mfn, kind, ENTRIES)
+                self._stop(mfn, FrameType(kind), ENTRIES)
                 self._die(mfn)
             else:
                 records[at] &= RELEASED

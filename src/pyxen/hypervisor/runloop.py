@@ -77,6 +77,7 @@ class RunLoop:
             vcpu = None
             try:
                 self._timers()
+                d.run_soon()
                 vcpu = None if d.stopped else d.sched.pick()
                 if vcpu is not None:
                     self._turn(vcpu)
@@ -126,10 +127,10 @@ class RunLoop:
             self._arm(deadline)
 
     def _is_over(self, vcpu: Vcpu) -> bool:
-        """Whether another vCPU should run now."""
+        """Whether another vCPU, or a back end, should run now."""
         d, sched = self.domain, self.domain.sched
         if sched.yielded:
-            if any(v is not vcpu and v.runnable for v in self._vcpus):
+            if d.soon_ns or any(v is not vcpu and v.runnable for v in self._vcpus):
                 return True
             sched.yielded = False
         return sched.make_room_at_ns != 0 and d.time.now_ns() >= sched.make_room_at_ns
@@ -186,6 +187,8 @@ class RunLoop:
         if not d.pause_count:
             times += [t for v in self._vcpus if v.up and (t := v.next_timer_ns()) is not None]
         self._due_ns = min(times, default=None)
+        if d.soon_ns:
+            times.append(d.soon_ns)
         if running is not None:
             times.append(d.time.next_resync_ns)
             if (end := d.sched.turn_end_ns(d.time.now_ns())) is not None:

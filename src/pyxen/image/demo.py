@@ -25,7 +25,7 @@ Behind it busybox asks the terminal for the cursor's position (ESC [ 6 n) unless
 """
 
 KERNEL_PACKAGES: Final = {"cloud": "linux-image-cloud-amd64", "full": "linux-image-amd64"}
-MODULES: Final = ("xen-blkfront", "xen-netfront", "ext4")
+MODULES: Final = ("xen-blkfront", "xen-netfront", "crc32c_generic", "ext4")
 
 _CONFIG: Final = """\
 # Made by `pyxen image demo`. Start it with: xl create -c {config}

@@ -74,6 +74,8 @@ def fill_guest(tree: Tree, busybox: Path, modules: Sequence[Module], release: st
         if applet != "busybox" and f"bin/{applet}" not in SCRIPTS:
             tree.symlink(f"bin/{applet}", "busybox")
     tree.file("etc/profile", PROFILE.encode())
+    # What mount tries, and the kernel loads for it, when it is not told the type.
+    tree.file("etc/filesystems", b"ext4\n")
     tree.file("etc/inittab", INITTAB.encode())
     tree.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
     tree.file("etc/group", b"root:x:0:\n")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pyxen.types import PAGE_SHIFT, PAGE_SIZE, Mfn
 
@@ -47,6 +47,8 @@ class MachineMemory:
         self.dwords = self.bytes.cast("I")
         self.on_write: Callable[[int, int], None] | None = None
         """Called with (maddr, length_bytes) after every `write`; set by who owns the engine."""
+        self.code_pages: memoryview | None = None
+        """A byte for each frame: 0 if `on_write` need not know. None: it always wants to."""
 
     def close(self) -> None:
         """Give the memory back. No view may be used afterwards."""
@@ -72,10 +74,13 @@ class MachineMemory:
         if self.on_write is not None:
             self.on_write(maddr, length)
 
-    def written(self, maddr: int, length_bytes: int) -> None:
-        """Somebody wrote through a slice of `bytes` (a system call, for a disk's data)."""
-        if self.on_write is not None:
-            self.on_write(maddr, length_bytes)
+    def written(self, mfns: Iterable[Mfn]) -> None:
+        """Somebody wrote to frames through `bytes` (a system call, for a disk's data)."""
+        if self.on_write is None:
+            return
+        code = self.code_pages
+        for mfn in mfns if code is None else [mfn for mfn in mfns if code[mfn]]:
+            self.on_write(mfn << PAGE_SHIFT, PAGE_SIZE)
 
     def read_u64(self, maddr: int) -> int:
         """The word at an address that is a multiple of 8."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pyxen.errors import UserError
 from pyxen.toolstack import disk_plan, disks, libxl_json, xenstore_layout
+from pyxen.toolstack.boot_files import boot_files
 from pyxen.toolstack.destroy import destroy, remove_nodes
 from pyxen.xend.daemon import Xend
 from pyxen.xend.domain import Domain
@@ -31,14 +32,42 @@ async def create(
     monitor: bool = True,
     predecessor: DomainRecord | None = None,
     restarts: int = 0,
+    boot: JsonObject | None = None,
 ) -> Domain:
     """Create a domain from libxl's JSON. On any failure, and when cancelled, nothing remains.
 
     `predecessor` is the domain that this one replaces (it may still hold the uuid), `restarts` how
-    often that happened in quick succession. Raises UserError.
+    often that happened in quick succession. `boot` is what the caller's boot loader found: see
+    boot_files. Raises UserError.
     """
-    spec = libxl_json.domain_spec(config)
     plans = disk_plan.plan_disks(config, libxl_json.FAILED)
+    async with boot_files(xend, config, boot) as found:
+        spec = libxl_json.domain_spec(config, found)
+        domain, process = await _make(xend, config, spec, plans, monitor, predecessor, restarts)
+    # From here on it exists, and ends as every domain does.
+    xend.enter(domain)
+    if not paused:
+        try:
+            await process.call("unpause")
+        except BaseException:
+            await destroy(xend, domain)
+            raise
+    record = domain.record
+    xend.dmesg.say(f"d{record.domid}: created, {record.name}")
+    xend.events.publish("created", domid=record.domid, name=record.name)
+    return domain
+
+
+async def _make(
+    xend: Xend,
+    config: JsonObject,
+    spec: JsonObject,
+    plans: list[disk_plan.DiskPlan],
+    monitor: bool,
+    predecessor: DomainRecord | None,
+    restarts: int,
+) -> tuple[Domain, DomainProcess]:
+    """Everything that can fail, and is undone then."""
     async with AsyncExitStack() as undo:
         record = _enter(xend, config, spec, predecessor, undo)
         record.monitor, record.restarts = monitor, restarts
@@ -51,17 +80,7 @@ async def create(
         undo.push_async_callback(domain.release_xenstore)
         await disks.attach_all(xend, domain, plans)
         undo.pop_all()
-    # From here on it exists, and ends as every domain does.
-    xend.enter(domain)
-    if not paused:
-        try:
-            await process.call("unpause")
-        except BaseException:
-            await destroy(xend, domain)
-            raise
-    xend.dmesg.say(f"d{record.domid}: created, {record.name}")
-    xend.events.publish("created", domid=record.domid, name=record.name)
-    return domain
+    return domain, process
 
 
 def _enter(

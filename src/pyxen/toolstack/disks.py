@@ -117,15 +117,16 @@ async def _opened(xend: Xend, domain: Domain, plan: DiskPlan) -> None:
 
 async def _connected(xend: Xend, domain: Domain, plan: DiskPlan) -> None:
     """Wait until the guest has the disk; not for one that stands still. UserError."""
-    state = f"{plan.back(domain.domid)}/state"
+    states = [f"{end}/state" for end in (plan.back(domain.domid), front(domain.domid, plan.devid))]
     store = xend.store.local
 
     def connected() -> bool | None:
-        return True if _number(store, state) == XenbusStateConnected else None
+        both = all(_number(store, state) == XenbusStateConnected for state in states)
+        return True if both else None
 
     if await _stands_still(domain):
         return
-    if await _wait(xend, domain, [state], connected, CONNECT_SECONDS) is None:
+    if await _wait(xend, domain, states, connected, CONNECT_SECONDS) is None:
         if await _stands_still(domain):
             return
         raise UserError(
@@ -219,18 +220,21 @@ async def insert(xend: Xend, domain: Domain, vdev: str, target: str) -> None:
     if _read(store, f"{ours}/device-type") != b"cdrom":
         raise UserError(f"Virtual device {vdev} is not a CDROM device", "attach one: devtype=cdrom")
     control.process_of(domain)
-    kept = next(d for d in _kept(domain) if vdev_number(str(d["vdev"])) == devid)
-    old = plan_disk(kept)
+    kept = _kept(domain)
+    drive = next((d for d in kept if vdev_number(str(d["vdev"])) == devid), {})
     back = (_read(store, f"{ours}/backend") or b"").decode()
     kind = back.split("/")[5]
-    new = plan_disk(_with_medium(kept, target))
+    old = (_read(store, f"{ours}/params") or b"").decode(errors="surrogateescape")
+    is_drive = {"vdev": vdev, "is_cdrom": 1, "removable": 1}
+    new = plan_disk(_with_medium({**is_drive, **drive}, target))
     _change_medium(store, back, ours, params(kind, new.format, new.target))
     try:
         await _opened(xend, domain, new if new.kind == kind else _of_kind(new, kind))
     except BaseException:
-        _change_medium(store, back, ours, params(kind, old.format, old.target))
+        _change_medium(store, back, ours, old)
         raise
-    _keep(xend, domain, [new.config if d is kept else d for d in _kept(domain)])
+    # It is not in there if `config-update` took it out: for the next start it is gone then.
+    _keep(xend, domain, [new.config if d is drive else d for d in kept])
 
 
 def _with_medium(disk: JsonObject, target: str) -> JsonObject:

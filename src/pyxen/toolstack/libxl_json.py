@@ -14,6 +14,8 @@ from pyxen.xend.registry import HOST_UUID
 INVALID_DOMID = 0xFFFFFFFF
 DEFAULT_MEMORY_KIB = 32 << 10
 DEFAULT_EVENT_CHANNELS = 1023
+GRANT_LIMITS = ("max_grant_frames", "max_maptrack_frames", "max_grant_version")
+"""Without them a domain has the hypervisor's own limits."""
 
 FAILED = 3
 """What xl exits with when a domain cannot be created."""
@@ -85,13 +87,18 @@ def host_config(name: str, total_kib: int) -> JsonObject:
     }
 
 
-def domain_spec(config: JsonObject) -> JsonObject:
-    """What a domain process has to know of the configuration. UserError if it makes no sense."""
+def domain_spec(config: JsonObject, boot: JsonObject | None = None) -> JsonObject:
+    """What a domain process has to know of the configuration. UserError if it makes no sense.
+
+    `boot` is what a boot loader found, instead of the configuration's `kernel`, `ramdisk` and
+    `cmdline`.
+    """
     c_info, b_info = section(config, "c_info"), section(config, "b_info")
     kind = c_info.get("type", "pv")
     if kind != "pv":
         raise UserError(f"guests of type {kind} are not supported yet", 'use `type = "pv"`', FAILED)
-    kernel = b_info.get("kernel")
+    start = b_info if boot is None else boot
+    kernel = start.get("kernel")
     if not isinstance(kernel, str) or not kernel:
         raise UserError("the domain has no kernel", 'add `kernel = "/path"`', FAILED)
     target = _number(b_info, "target_memkb", DEFAULT_MEMORY_KIB)
@@ -104,13 +111,14 @@ def domain_spec(config: JsonObject) -> JsonObject:
     return {
         "type": "pv",
         "kernel": kernel,
-        "ramdisk": b_info.get("ramdisk"),
-        "cmdline": b_info.get("cmdline", ""),
+        "ramdisk": start.get("ramdisk"),
+        "cmdline": start.get("cmdline", ""),
         "memory_kib": target,
         "maxmem_kib": maxmem,
         "vcpus": vcpus,
         "maxvcpus": maxvcpus,
         "event_channels": _event_channels(b_info),
+        **{key: _number(b_info, key, 0, low=0) for key in GRANT_LIMITS if key in b_info},
         "store_port": 1,
         "console_port": 2,
         **{key: config[key] for key in config if key.startswith("on_")},
@@ -124,9 +132,9 @@ def _event_channels(b_info: JsonObject) -> int:
     return _number(b_info, "event_channels", DEFAULT_EVENT_CHANNELS)
 
 
-def _number(of: JsonObject, key: str, default: int) -> int:
+def _number(of: JsonObject, key: str, default: int, low: int = 1) -> int:
     value: Any = of.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 40:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 1 << 40:
         raise UserError(f"configuration: {key} is {value!r}", exit_code=FAILED)
     return value
 

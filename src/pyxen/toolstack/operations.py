@@ -12,14 +12,27 @@ from difflib import get_close_matches
 from typing import Any
 
 from pyxen import __version__
+from pyxen.bootloader.boot import bootloader_of
 from pyxen.errors import UserError
-from pyxen.toolstack import control, disks, host, libxl_json, lifecycle, status, xenstore_layout
+from pyxen.toolstack import (
+    control,
+    disk_plan,
+    disks,
+    host,
+    libxl_json,
+    lifecycle,
+    status,
+    xenstore_layout,
+)
 from pyxen.toolstack.create import create
 from pyxen.toolstack.destroy import destroy
 from pyxen.xend.api import Operation
 from pyxen.xend.daemon import Xend
 from pyxen.xend.domain import Domain
 from pyxen.xend.record import JsonObject
+
+PLACEHOLDER: JsonObject = {"kernel": "found by the boot loader"}
+"""What is to be started, in the check of a configuration that has a boot loader."""
 
 
 def find_domid(xend: Xend, word: object) -> int:
@@ -76,15 +89,18 @@ async def op_config(xend: Xend, request: JsonObject) -> Any:
 
 
 async def op_create(xend: Xend, request: JsonObject) -> Any:
-    """Create from libxl's JSON `config`; `paused`, `monitor` as in the toolstack's create."""
-    config = request.get("config")
+    """Create from libxl's JSON `config`; see create for `paused`, `monitor`, `boot`."""
+    config, boot = request.get("config"), request.get("boot")
     if not isinstance(config, dict):
         raise UserError("create: no configuration", exit_code=libxl_json.FAILED)
+    if boot is not None and not isinstance(boot, dict):
+        raise UserError("create: boot is no object", exit_code=libxl_json.FAILED)
     domain = await create(
         xend,
         config,
         paused=bool(request.get("paused")),
         monitor=bool(request.get("monitor", True)),
+        boot=boot,
     )
     return {"domid": domain.domid, "name": domain.record.name}
 
@@ -95,7 +111,8 @@ async def op_config_update(xend: Xend, request: JsonObject) -> Any:
     if not isinstance(config, dict):
         raise UserError("config_update: no configuration")
     record = guest(xend, request, "configure").record
-    libxl_json.domain_spec(config)
+    libxl_json.domain_spec(config, PLACEHOLDER if bootloader_of(config) else None)
+    disk_plan.plan_disks(config, 1)
     c_info = {**libxl_json.section(config, "c_info"), "name": record.name, "uuid": record.uuid}
     record.config = libxl_json.with_defaults({**config, "c_info": c_info})
     xend.registry.save(record)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from pyxen.errors import UserError
@@ -34,10 +36,31 @@ def run_create(command: Command, words: list[str], globals_: Globals) -> int:
     if given.has("c"):
         return _create_with_console(config.request(), given)
     with Client.connect() as xend:
-        made = _create(xend, config.request(), given, paused=given.has("p"))
+        with boot_files(config.request(), person=False) as boot:
+            made = _create(xend, config.request(), boot, given, paused=given.has("p"))
         if given.has("F"):
             return _stay(xend, made)
     return 0
+
+
+@contextlib.contextmanager
+def boot_files(config: dict[str, Any], *, person: bool) -> Iterator[dict[str, Any] | None]:
+    """What the domain's boot loader finds, for as long as it takes to build the domain.
+
+    With a `person` at a terminal it may ask. None: the configuration has no boot loader.
+    """
+    if not config.get("b_info", {}).get("bootloader"):
+        yield None
+        return
+    from pyxen.bootloader.boot import BOOTLOADER_LOG, booted
+    from pyxen.paths import find_paths
+
+    paths = find_paths()
+    log = paths.domain_logs(str(config.get("c_info", {}).get("name"))) / BOOTLOADER_LOG
+    terminal = person and os.isatty(0) and os.isatty(1)
+    keys, screen = (0, 1) if terminal else (None, None)
+    with booted(config, paths.run, log, keys=keys, screen=screen) as found:
+        yield {"kernel": found.kernel, "ramdisk": found.ramdisk, "cmdline": found.args}
 
 
 def config_words(given: Words) -> tuple[str, list[str]]:
@@ -84,9 +107,12 @@ class Config:
 
         config: dict[str, Any] = json.loads(self.json)
         build = config.get("b_info", {})
-        for key in ("kernel", "ramdisk"):
+        # With a boot loader, kernel and ramdisk are paths in the guest's disk.
+        for key in () if build.get("bootloader") else ("kernel", "ramdisk"):
             if build.get(key):
                 build[key] = os.path.abspath(build[key])
+        if "/" in build.get("bootloader", ""):
+            build["bootloader"] = os.path.abspath(build["bootloader"])
         for disk in config.get("disks", []):
             if disk.get("pdev_path"):
                 disk["pdev_path"] = absolute_target(disk["pdev_path"])
@@ -95,7 +121,9 @@ class Config:
 
 def load_config(path: str, overrides: list[str], *, quiet: bool) -> Config:
     """Read a configuration file. UserError with xl's exit code."""
-    from pyxen.config import load_domain_config, to_xl_json, unsupported
+    from pyxen.config.json_output import to_xl_json
+    from pyxen.config.load import load_domain_config
+    from pyxen.config.support import unsupported
 
     if not quiet:
         say(f"Parsing config from {path}")
@@ -126,7 +154,14 @@ class Progress:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _create(xend: Client, request: dict[str, Any], given: Words, *, paused: bool) -> Any:
+def _create(
+    xend: Client,
+    request: dict[str, Any],
+    boot: dict[str, Any] | None,
+    given: Words,
+    *,
+    paused: bool,
+) -> Any:
     name = request.get("c_info", {}).get("name", "the domain")
     progress = Progress(f"building {name}")
     try:
@@ -134,6 +169,7 @@ def _create(xend: Client, request: dict[str, Any], given: Words, *, paused: bool
             "create",
             waiting=None if given.has("q") else progress.tick,
             config=request,
+            boot=boot,
             paused=paused,
             monitor=not given.has("e"),
         )
@@ -146,7 +182,8 @@ def _create_with_console(request: dict[str, Any], given: Words) -> int:
     from pyxen.xl.console import ESCAPE, REPLAY_ALL, attach, open_console
 
     with Client.connect() as xend:
-        made = _create(xend, request, given, paused=True)
+        with boot_files(request, person=True) as boot:
+            made = _create(xend, request, boot, given, paused=True)
         where = xend.call("console", domain=made["domid"])
         with open_console(where["socket"], REPLAY_ALL) as sock:
             end = _End(xend, made["domid"])

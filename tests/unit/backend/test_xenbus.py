@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,8 @@ from xenstore_client import Client, make_guest
 
 from pyxen.abi.event_channel import EvtchnAllocUnbound, EVTCHNOP_alloc_unbound
 from pyxen.abi.xen import DOMID_SELF
+from pyxen.backend.blk import xenbus
+from pyxen.backend.blk.device import BlockDevice
 from pyxen.backend.blk.storage.base import Storage
 from pyxen.backend.blk.storage.open import Image
 from pyxen.backend.blk.storage.raw import open_raw
@@ -263,12 +266,52 @@ def test_a_medium_comes_and_goes(disk: Disk) -> None:
     assert not is_open(disk.image)
 
 
+def test_grants_are_kept_if_both_ends_say_so(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    agreed: list[bool] = []
+
+    def device(*arguments: Any) -> BlockDevice:
+        agreed.append(arguments[3].persistent)
+        return BlockDevice(*arguments)
+
+    monkeypatch.setattr(xenbus, "BlockDevice", device)
+    for ours, theirs in ((True, 0), (False, 1), (True, 1)):
+        monkeypatch.setattr(xenbus, "PERSISTENT", ours)
+        disk.attach()
+        disk.use(feature_persistent=theirs)
+        assert disk.get("feature-persistent") == str(int(ours))
+        disk.detach()
+        disk.say(state=6)
+        disk.dom0.rm(BACK)
+        disk.pump()
+    assert agreed == [False, False, True]
+
+
+def test_kicks_until_the_back_end_looks_are_one(disk: Disk) -> None:
+    disk.attach()
+    port = disk.use()
+    looked: list[int] = []
+    (back,) = disk.bus._devices.values()
+    assert isinstance(back, DiskBackend)
+    assert back._device is not None
+    back._device.notified = looked.append  # type: ignore[method-assign]
+    for _ in range(3):
+        disk.guest.domain.events.send(port)
+    assert looked == []
+    disk.guest.domain.run_soon()
+    assert looked == [0]
+    disk.guest.domain.events.send(port)
+    disk.bus.close()
+    disk.guest.domain.run_soon()
+    assert looked == [0], "the device is gone, its requests stay in the ring"
+
+
 def test_an_image_that_grows(disk: Disk) -> None:
     disk.attach()
     port = disk.use()
     with open(disk.image, "ab") as file:
         file.truncate(2 * MIB)
     disk.guest.domain.events.send(port)
+    disk.guest.domain.run_soon()
     disk.pump()
     assert disk.get("sectors") == "4096"
 

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.config import (
-    ConfigWarning,
-    DomainConfig,
-    Host,
-    interpret,
-    load_domain_config,
-    parse_text,
-    to_xl_json,
-    unsupported,
-)
+from pyxen.config.cpus import Host
+from pyxen.config.domain_config import DomainConfig
+from pyxen.config.json_output import to_xl_json
+from pyxen.config.load import interpret, load_domain_config
+from pyxen.config.parser import parse_text
+from pyxen.config.report import ConfigWarning
 from pyxen.config.schema import KEYS, LATER_KEYS, OLD_KEYS, Kind
+from pyxen.config.support import unsupported
 from pyxen.errors import UserError
 
 HOST = Host(4, ((0, 1, 2, 3),))
@@ -175,9 +172,9 @@ def test_settings_of_other_guest_types_are_left_out() -> None:
 
 
 def test_unsupported_names_key_and_reason() -> None:
-    cfg = config('disk=["/a,raw,xvda"]\nvif=[]\nlocaltime=0\nhap=1\nboot="d"\ncap=50\n')
+    cfg = config('vfb=["vnc=1"]\nvif=[]\nlocaltime=0\nhap=1\nboot="d"\ncap=50\n')
     lines = unsupported(cfg)
-    assert [line.partition(":")[0] for line in lines] == ["disk", "cap"]
+    assert [line.partition(":")[0] for line in lines] == ["vfb", "cap"]
     assert all(line.partition(": ")[2] for line in lines)
     assert "hvm" in unsupported(config('type="hvm"\n'))[0]
 

@@ -94,7 +94,10 @@ class FakeWorld:
 class PvGuest:
     """The domain with short ways to do what a guest does."""
 
-    def __init__(self, max_vcpus: int = 4, max_event_port: int = 0x7FFF_FFFF) -> None:
+    def __init__(
+        self, max_vcpus: int = 4, max_event_port: int = 0x7FFF_FFFF, **limits: int
+    ) -> None:
+        """limits: more fields of DomainSpec."""
         self.clock = FakeClock()
         self.memory = MachineMemory(PAGES + SPARE_PAGES)
         layout.install(self.memory)
@@ -104,7 +107,9 @@ class PvGuest:
         self.time.calibrate()
         self.clock.look_ns = 1
         pages = PAGES, PAGES + SPARE_PAGES
-        spec = DomainSpec(DOMID, UUID(int=0x1234), "test", *pages, max_vcpus, max_event_port)
+        spec = DomainSpec(
+            DOMID, UUID(int=0x1234), "test", *pages, max_vcpus, max_event_port, **limits
+        )
         self.domain = Domain(spec, self.memory, self.engine, self.time)
         self.memory.on_write = self.engine.code_changed
         self.world = FakeWorld()

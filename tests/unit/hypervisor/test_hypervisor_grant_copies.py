@@ -48,7 +48,7 @@ from pyxen.abi.grant_table import (
     GTF_transitive,
     GTF_writing,
 )
-from pyxen.hypervisor.grant import MAX_PINS
+from pyxen.hypervisor.grant_active import MAX_PINS
 from pyxen.memory import layout
 from pyxen.memory.frames import FrameType
 from pyxen.memory.machine import XEN_PAGES

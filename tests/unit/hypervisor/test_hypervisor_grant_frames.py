@@ -52,7 +52,8 @@ from pyxen.abi.grant_table import (
 )
 from pyxen.abi.memory import XENMEM_decrease_reservation, XenMemoryReservation
 from pyxen.errors import XenError
-from pyxen.hypervisor.grant import READ, GrantRefused
+from pyxen.hypervisor.grant import GrantRefused
+from pyxen.hypervisor.grant_active import READ
 from pyxen.hypervisor.hypercall import continuation
 from pyxen.hypervisor.page_audit import audit
 from pyxen.hypervisor.page_types import Restart

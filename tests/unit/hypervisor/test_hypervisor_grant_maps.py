@@ -56,7 +56,7 @@ from pyxen.abi.grant_table import (
     GTF_transitive,
     GTF_writing,
 )
-from pyxen.hypervisor.grant import MAX_PINS
+from pyxen.hypervisor.grant_active import MAX_PINS
 from pyxen.hypervisor.grant_maptrack import HANDLES_PER_FRAME, Maptrack
 from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout

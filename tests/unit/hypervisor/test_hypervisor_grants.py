@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from grant_guest import (
     GREF,
@@ -26,15 +28,18 @@ from pyxen.abi.grant_table import (
     GNTTAB_CACHE_CLEAN,
     GNTTAB_CACHE_INVAL,
     GNTTAB_CACHE_SOURCE_GREF,
+    GNTMAP_host_map,
     GNTST_bad_domain,
     GNTST_bad_gntref,
     GNTST_bad_virt_addr,
     GNTST_eagain,
     GNTST_general_error,
+    GNTST_no_space,
     GNTST_okay,
     GNTST_permission_denied,
     GnttabCacheFlush,
     GnttabGetVersion,
+    GnttabMapGrantRef,
     GNTTABOP_cache_flush,
     GNTTABOP_copy,
     GNTTABOP_dump_table,
@@ -62,7 +67,7 @@ from pyxen.abi.grant_table import (
 )
 from pyxen.abi.xen import MMUEXT_PIN_L1_TABLE, MmuextOp
 from pyxen.errors import XenError
-from pyxen.hypervisor.grant import MAX_PINS, GrantTable
+from pyxen.hypervisor.grant_active import MAX_PINS
 from pyxen.hypervisor.page_audit import audit
 from pyxen.memory import layout
 from pyxen.memory.machine import XEN_PAGES
@@ -565,14 +570,32 @@ def test_frames_of_version_2_have_64_bits(guest: PvGuest) -> None:
     assert refusal(guest) is E.INVAL
 
 
-def test_smaller_limits(guest: PvGuest) -> None:
-    d = guest.domain
-    small = GrantTable(guest.memory, d.frames, d.types, max_frames=3, max_version=1)
-    guest.domain.grants = small
-    assert frames_of_table(guest, 4)[0] == GNTST_general_error
-    assert frames_of_table(guest, 3)[0] == 0
+@pytest.fixture
+def limited() -> Iterator[PvGuest]:
+    """A guest with a grant table smaller than usual."""
+    made = PvGuest(max_grant_frames=3, max_maptrack_frames=0, max_grant_version=1)
+    yield made
+    made.close()
+
+
+def test_smaller_limits(limited: PvGuest) -> None:
+    assert frames_of_table(limited, 4)[0] == GNTST_general_error
+    assert frames_of_table(limited, 3)[0] == 0
     with pytest.raises(XenError):
-        small.grow(4)
+        limited.domain.grants.grow(4)
     query = GnttabQuerySize(dom=SELF)
-    assert op(guest, GNTTABOP_query_size, query) == 0
+    assert op(limited, GNTTABOP_query_size, query) == 0
     assert (query.nr_frames, query.max_nr_frames) == (3, 3)
+    assert op(limited, GNTTABOP_set_version, GnttabSetVersion(version=2)) == -E.NOSYS
+    grant_to_itself(limited)
+    wanted = GnttabMapGrantRef(
+        host_addr=limited.vaddr(90), flags=GNTMAP_host_map, ref=GREF, dom=DOMID
+    )
+    assert status(limited, GNTTABOP_map_grant_ref, wanted) == GNTST_no_space
+    last = GrantRef(3 * 512 - 1)
+    entry(limited, GTF_permit_access, 0, gref=last)
+    limited.unmap(PFN)
+    assert limited.domain.grants.begin_many([last], write=True) == [MFN]
+    with pytest.raises(XenError, match="no grant reference"):
+        limited.domain.grants.begin_many([last, last + 1], write=True)
+    assert limited.domain.grants.uses == {last: (0, 1)}

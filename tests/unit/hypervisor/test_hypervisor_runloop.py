@@ -37,7 +37,7 @@ from pyxen.abi.vcpu import (
 from pyxen.abi.xen import VIRQ_TIMER, SharedInfo, VcpuInfo, VcpuTimeInfo
 from pyxen.cpu.base import HYPERCALL, PREEMPTED, SPINNING, Exit
 from pyxen.errors import DomainCrash
-from pyxen.hypervisor.domain import ShutdownReason
+from pyxen.hypervisor.domain import SOON_NS, ShutdownReason
 from pyxen.hypervisor.sched import WAKE_GRACE_NS
 from pyxen.hypervisor.vcpu import RunState
 from pyxen.types import VcpuId
@@ -255,6 +255,90 @@ def test_an_event_wakes_a_vcpu_for_its_next_turn(guest: PvGuest) -> None:
     guest.engine.script += [block(guest), awake]
     guest.loop.run()
     assert entered == [TEXT + 0x100], "in its upcall"
+
+
+# --- back ends that were kicked -----------------------------------------------------------------
+
+
+def test_kicks_are_looked_at_when_the_turn_ends(guest: PvGuest) -> None:
+    seen: list[str] = []
+
+    def kicks() -> Exit:
+        guest.domain.soon(lambda: seen.append("first"))
+        guest.domain.soon(lambda: seen.append("second"))
+        return PREEMPTED
+
+    def goes_on() -> Exit:
+        seen.append("guest")
+        return block(guest)()
+
+    guest.engine.script += [kicks, goes_on]
+    guest.loop.run()
+    assert seen == ["guest", "first", "second"]
+    assert guest.world.waits == [None], "nothing is left to do"
+
+
+def test_a_kick_ends_a_turn_in_a_while(guest: PvGuest) -> None:
+    kicked: list[int] = []
+
+    def kicks() -> Exit:
+        guest.domain.soon(lambda: None)
+        kicked.append(guest.time.now_ns())
+        return PREEMPTED
+
+    guest.engine.script += [kicks, block(guest)]
+    guest.loop.run()
+    deadlines = [ns for ns in guest.world.armed if ns is not None]
+    latest = guest.time.host_ns(kicked[0] + SOON_NS)
+    assert latest - 1000 <= min(deadlines) <= latest
+
+
+def test_a_lone_vcpu_that_yields_lets_a_kicked_back_end_work(guest: PvGuest) -> None:
+    seen: list[str] = []
+
+    def kicks() -> Exit:
+        guest.domain.soon(lambda: seen.append("back end"))
+        return hypercall(guest, "sched_op", SCHEDOP_yield)()
+
+    def goes_on() -> Exit:
+        seen.append("guest")
+        return block(guest)()
+
+    guest.engine.script += [kicks, goes_on]
+    guest.loop.run()
+    assert seen == ["back end", "guest"]
+
+
+def test_what_is_asked_for_meanwhile_waits_for_the_next_time(guest: PvGuest) -> None:
+    seen: list[int] = []
+
+    def again() -> None:
+        seen.append(len(seen))
+        guest.domain.soon(again)
+
+    guest.domain.soon(again)
+    guest.domain.run_soon()
+    assert seen == [0]
+    assert guest.domain.soon_ns
+    sleeping(guest, limit=3)
+    guest.domain.pause_count = 1
+    guest.loop.run()
+    assert guest.world.waits[0] is not None, "the loop comes back for it"
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_bug_in_a_back_end_ends_the_guest(guest: PvGuest) -> None:
+    def kicks() -> Exit:
+        guest.domain.soon(lambda: 1 // 0 and None)
+        return block(guest)()
+
+    guest.engine.script.append(kicks)
+    guest.loop.run()
+    assert isinstance(guest.domain.crash_cause, ZeroDivisionError)
+    assert guest.world.waits == [None]
+
+
+# --- time that was used -------------------------------------------------------------------------
 
 
 def test_run_time_is_accounted(guest: PvGuest) -> None:

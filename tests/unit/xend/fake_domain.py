@@ -2,7 +2,9 @@
 
 The kernel's command line tells it: `refuse` (build fails), `die` (the process dies while building),
 `hang` (building never ends), `deaf` (no xenstore client), `loop` (it ends right after its start),
-`end=REASON` (it ends at once when it runs). What is typed on its console comes back; a typed line
+`end=REASON` (it ends at once when it runs), `driverless` (it takes no disk), `busy` (it lets no
+disk go). Its disks are real but for what they would do: a target with `none` in it cannot be
+opened. What is typed on its console comes back; a typed line
 `end REASON` ends the guest, `exit` kills the process.
 """
 
@@ -12,15 +14,71 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+from pyxen.backend.xenbus import Backend, XenBus
+from pyxen.errors import UserError
 from pyxen.paths import listen_unix
 from pyxen.proto import xs
+from pyxen.proto.xs_client import XsClient
+
+
+class Disk(Backend):
+    """The back end of a disk without an image, and its front end."""
+
+    def __init__(self, guest, bus, path, front):
+        super().__init__(bus, path, front)
+        self.guest = guest
+        guest.disks.append(self)
+        bus.store.watch(f"{path}/state", lambda _: self.look())
+
+    def look(self):
+        if not self.guest.pauses:
+            self.store.start(self.answer())
+
+    async def answer(self):
+        """What xen-blkfront does about the state of its back end."""
+        words = self.guest.words
+        state = await self.state_of(self.path)
+        refused = "driverless" in words or (state == 5 and "busy" in words)
+        wanted = {2: "3", 4: "4", 5: "6"}.get(state)
+        if wanted and not refused and await self.state_of(self.front):
+            await self.store.write(f"{self.front}/state", wanted)
+
+    async def open(self):
+        params = await self.text("params")
+        if "none" in params:
+            raise UserError(f"disk {params}: No such file or directory", "buy one")
+
+    async def refresh(self):
+        if await self.text("hotplug-status") == "":
+            try:
+                await self.open()
+            except UserError as error:
+                await self.hotplug_failed(error)
+            else:
+                await self.write({"hotplug-status": "connected"})
+        return False
+
+    async def connect(self): ...
+
+    async def publish(self): ...
+
+    async def disconnect(self): ...
+
+    async def release(self): ...
+
+    def close(self): ...
 
 
 class Guest:
     def __init__(self, spec):
         self.spec = spec
+        self.disks = []
+        self.store = XsClient()
+        disk = ("vbd", partial(Disk, self))
+        self.bus = XenBus(self.store, spec["domid"], {"vbd": disk, "qdisk": disk}, print)
         self.words = spec["cmdline"].split()
         self.pauses = 0
         self.reason = None
@@ -52,6 +110,8 @@ class Guest:
 
     def run(self):
         self.say(b"guest: hello\r\n")
+        for disk in self.disks:
+            disk.look()
         for word in self.words:
             if word.startswith("end="):
                 self.end(word[4:])
@@ -155,6 +215,14 @@ class Guest:
                     ask(xs.Write(node, b""))
                     self.end(message.payload.decode())
 
+    async def backends(self, reader, writer):
+        self.store.connect(writer.write)
+        try:
+            while data := await reader.read(4096):
+                self.store.received(data)
+        finally:
+            self.store.disconnect(writer.write)
+
     async def trace(self, reader, writer, header):
         """What it was asked for, and a few lines; it ends when it is told to."""
         lines = [
@@ -190,6 +258,8 @@ class Guest:
                 await self.user(reader, writer, header["replay"])
             elif stream == "xenstore":
                 await self.xenstore(reader, writer)
+            elif stream == "backends":
+                await self.backends(reader, writer)
             elif stream == "trace":
                 await self.trace(reader, writer, header)
         except (ConnectionError, asyncio.CancelledError):

@@ -62,6 +62,16 @@ def test_event_channels(given, ports):
     assert libxl_json.domain_spec(changed("b_info", **given))["event_channels"] == ports
 
 
+def test_grant_limits():
+    """0 is passed on: the hypervisor says what it cannot have."""
+    limits = {"max_grant_frames": 0, "max_maptrack_frames": 0, "max_grant_version": 1}
+    spec = libxl_json.domain_spec(changed("b_info", **limits))
+    assert {name: spec[name] for name in limits} == limits
+    assert not set(limits) & set(libxl_json.domain_spec(config()))
+    with pytest.raises(UserError, match="max_grant_frames is 'x'"):
+        libxl_json.domain_spec(changed("b_info", max_grant_frames="x"))
+
+
 def test_defaults_are_entered_where_libxl_has_them():
     kept = libxl_json.with_defaults(config())
     assert list(kept["c_info"])[:3] == ["type", "name", "domid"]

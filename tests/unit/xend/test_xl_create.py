@@ -104,8 +104,11 @@ def test_create_failures(host, cfg):
 
 
 def test_a_device_that_cannot_be_had_is_a_refusal(host, cfg):
-    done = host.xl("create", cfg(more="disk = ['file:/x,xvda,w']"))
-    assert done.returncode == 3 and "disk" in done.stderr
+    done = host.xl("create", cfg(more="disk = ['file:/none,xvda,w']"))
+    assert done.returncode == 3 and "/none: No such file" in done.stderr
+    assert host.names() == []
+    done = host.xl("create", cfg(more="vif = ['']"))
+    assert done.returncode == 3 and "vif" in done.stderr
     assert host.names() == []
 
 

@@ -405,7 +405,7 @@ class BlockDevice:
     def _let_go(self, active: Active) -> None:
         if active.mapping is not None:
             if active.mapping.write:
-                self._pages.written(active.extents)
+                self._pages.written(active.mapping)
             self._pages.end(active.mapping)
         if active is self._barrier:
             self._barrier = None

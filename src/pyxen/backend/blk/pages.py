@@ -108,11 +108,9 @@ class GrantedPages:
         memory = self._memory.bytes
         return [memory[start:end] for start, end in extents]
 
-    def written(self, extents: Sequence[tuple[int, int]]) -> None:
-        """The memory of extents was written."""
-        written = self._memory.written
-        for start, end in extents:
-            written(start, end - start)
+    def written(self, mapping: Mapping) -> None:
+        """The pages were written, or parts of them."""
+        self._memory.written(mapping.mfns)
 
 
 def extents_of(

@@ -25,6 +25,8 @@ from pyxen.types import Port
 SECTOR_BYTES: Final = 512
 MAX_QUEUES: Final = 4
 MAX_INDIRECT_SEGMENTS: Final = 256
+PERSISTENT: Final[bool] = True
+"""What we say in feature-persistent. Grants are kept only if the front end says so, too."""
 
 Opener = Callable[[Image, str, Callable[[str], None]], Storage]
 """Opens an image of a disk of this name, which reports by this function. Raises: UserError."""
@@ -47,11 +49,15 @@ class DiskBackend(Backend):
         self._host = host
         self._is_qdisk = "/backend/qdisk/" in path
         self._image: Image | None = None
+        self._refused: Image | None = None
+        """What cannot be opened, though it is wanted."""
         self._storage: Storage | None = None
         self._is_cdrom = False
         self._device: BlockDevice | None = None
         self._ports: list[Port] = []
         """The host's ends of the rings' event channels."""
+        self._kicked: list[int] = []
+        """Rings that were not looked at since."""
         self._told_bytes = -1
 
     # --- the medium ---------------------------------------------------------------------------
@@ -89,26 +95,25 @@ class DiskBackend(Backend):
         )
 
     async def refresh(self) -> bool:
-        """Another medium, or one of another size? Raises nothing: what fails is in xenstore."""
+        """Another medium, or one of another size? One that cannot be opened leaves the old one."""
         wanted = await self._wanted()
-        if wanted != self._image:
+        if wanted not in (self._image, self._refused):
             await self._change(wanted)
         return self._size_bytes != self._told_bytes
 
     async def _change(self, image: Image) -> None:
-        # First the old one goes: the new one may be the same file.
-        old, self._storage = self._storage, None
-        if self._device is not None:
-            self._device.change_storage(None)
-        await self._finish(old)
-        self._image, self._told_bytes = image, -1
+        self._refused = None
         try:
-            self._storage = self._open_image(image)
+            storage = self._open_image(image)
         except UserError as error:
+            self._refused = image
             await self.hotplug_failed(error)
             return
+        old, self._storage = self._storage, storage
+        self._image, self._told_bytes = image, -1
         if self._device is not None:
-            self._device.change_storage(self._storage)
+            self._device.change_storage(storage)
+        await self._finish(old)
         await self.write({"hotplug-status": "connected"})
 
     async def release(self) -> None:
@@ -186,16 +191,26 @@ class DiskBackend(Backend):
             keys = ["ring-ref"] if order < 0 else [f"ring-ref{n}" for n in range(1 << order)]
             rings.append([await self.front_number(f"{below}{key}") for key in keys])
             ports.append(await self.front_number(f"{below}event-channel"))
-        persistent = bool(await self.front_number("feature-persistent", 0))
+        theirs = bool(await self.front_number("feature-persistent", 0))
         read_only = self._image is None or self._image.read_only
-        return RingSettings(rings, protocol, persistent, read_only), ports
+        return RingSettings(rings, protocol, PERSISTENT and theirs, read_only), ports
 
     def _notified(self, ring: int) -> None:
-        if self._device is not None:
+        """Not at once: a front end kicks for the first of the requests that it has."""
+        if not self._kicked:
+            self._host.domain.soon(self._look)
+        if ring not in self._kicked:
+            self._kicked.append(ring)
+
+    def _look(self) -> None:
+        kicked, self._kicked = self._kicked, []
+        if self._device is None:
+            return
+        for ring in kicked:
             self._device.notified(ring)
-            # As blkback does: an image that has grown is found when it is used.
-            if self._size_bytes != self._told_bytes:
-                self.changed()
+        # As blkback does: an image that has grown is found when it is used.
+        if self._size_bytes != self._told_bytes:
+            self.changed()
 
     async def publish(self) -> None:
         """Say what the disk is."""
@@ -207,13 +222,13 @@ class DiskBackend(Backend):
         nodes = {
             "feature-flush-cache": int(not read_only),
             "feature-barrier": int(not read_only),
-            "feature-persistent": 1,
+            "feature-persistent": int(PERSISTENT),
             "sectors": self._told_bytes // SECTOR_BYTES,
             "info": flags,
             "sector-size": storage.sector_size if storage else SECTOR_BYTES,
             "physical-sector-size": storage.physical_sector_size if storage else SECTOR_BYTES,
         }
-        if storage is not None and self._image.discard and storage.discard_granularity:
+        if storage is not None and storage.discard_granularity:
             nodes["feature-discard"] = 1
             nodes["discard-granularity"] = storage.discard_granularity
             nodes["discard-alignment"] = 0
@@ -235,7 +250,7 @@ class DiskBackend(Backend):
             device.close()
         for port in self._ports:
             self._host.domain.events.unbind_back_end(port)
-        self._ports = []
+        self._ports, self._kicked = [], []
 
     def close(self) -> None:
         """The domain is gone: everything written, and the image closed."""

@@ -87,6 +87,7 @@ class UnicornEngine(Engine):
         self._breakpoints = Breakpoints(self._cpu, self.regs)
         self._hooks, why = self._choose_hooks(memory, cpuid, native)
         self.capabilities = Capabilities("unicorn", self._hooks.native, why)
+        self.grants = self._hooks.grants
         self._reset_state()
         self._template = ctypes.string_at(self._env, layout.STATE_BYTES)
         self._parked: dict[VcpuId, ctypes.Array[ctypes.c_char]] = {}
@@ -310,6 +311,10 @@ class UnicornEngine(Engine):
         self._lib.tlb_flush_page_x86_64(self._cpu, vaddr)
         if everywhere:
             self._hooks.flushed_everywhere()
+
+    @property
+    def code_pages(self) -> memoryview | None:
+        return self._hooks.code_pages
 
     def code_changed(self, maddr: int, length_bytes: int) -> None:
         end = min(maddr + length_bytes, self._memory_bytes)

@@ -10,7 +10,15 @@ import ctypes
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
-from pyxen.cpu.base import GUEST_SYSCALL, GUEST_SYSENTER, HYPERCALL, CpuidPolicy, Exit, Trap
+from pyxen.cpu.base import (
+    GUEST_SYSCALL,
+    GUEST_SYSENTER,
+    HYPERCALL,
+    CpuidPolicy,
+    Exit,
+    GrantPath,
+    Trap,
+)
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import layout, library
 from pyxen.cpu.unicorn.state import UnicornRegisters
@@ -55,6 +63,9 @@ class Hooks(ABC):
     """The callbacks of one engine: what both paths have in common."""
 
     native: bool
+    grants: GrantPath | None = None
+    code_pages: memoryview | None = None
+    """As Engine.code_pages."""
 
     def __init__(
         self, handle: int, env: int, regs: UnicornRegisters, stubs: Stubs, cpuid: CpuidPolicy

@@ -16,6 +16,7 @@ from pyxen.cpu.base import GUEST_SYSCALL, GUEST_SYSENTER, HYPERCALL, CpuidPolicy
 from pyxen.cpu.pvstate import PvDomain, PvState
 from pyxen.cpu.unicorn import library
 from pyxen.cpu.unicorn.hooks import INVALID_OPCODE, Hooks, trap
+from pyxen.cpu.unicorn.native_grants import NativeGrants
 from pyxen.cpu.unicorn.state import UnicornRegisters
 from pyxen.cpu.unicorn.stubs import Stubs
 from pyxen.types import PAGE_SHIFT, VcpuId
@@ -70,13 +71,26 @@ class Hot(ctypes.Structure):
     )
 
 
-@cache
-def _load() -> ctypes.CDLL:
+def _path() -> str:
     spec = importlib.util.find_spec("pyxen.cpu.unicorn._hot")
     if spec is None or spec.origin is None:
         raise NotBuilt("the native hot path is not built")
+    return spec.origin
+
+
+@cache
+def _load_grants() -> NativeGrants:
     try:
-        lib = ctypes.CDLL(spec.origin)
+        return NativeGrants(_path())
+    except (OSError, AttributeError) as error:
+        raise NotBuilt(f"the native hot path cannot be loaded: {error}") from error
+
+
+@cache
+def _load() -> ctypes.CDLL:
+    path = _path()
+    try:
+        lib = ctypes.CDLL(path)
         lib.hot_struct_bytes.restype = ctypes.c_size_t
         lib.hot_run.argtypes = (c_void_p,)
         lib.hot_install_exit_check.argtypes = (ctypes.c_char_p,)
@@ -111,7 +125,7 @@ class NativeHooks(Hooks):
         stubs: Stubs,
         cpuid: CpuidPolicy,
     ) -> None:
-        native = _load()
+        native, self.grants = _load(), _load_grants()
         super().__init__(handle, env, regs, stubs, cpuid)
         unicorn = library.load()
         self._hot = Hot(
@@ -140,6 +154,8 @@ class NativeHooks(Hooks):
             self._hot_address, memory.total_pages << PAGE_SHIFT
         ):
             self.exit_check += ", plain software TLB"
+        elif refusal is None:
+            self.code_pages = memoryview(self._code_pages).cast("B")
         for kind, name, *extra in (
             (library.HOOK_INTR, "hot_on_exception"),
             (library.HOOK_INSN_INVALID, "hot_on_invalid_opcode"),

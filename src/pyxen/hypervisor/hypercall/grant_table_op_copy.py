@@ -23,13 +23,10 @@ from pyxen.errors import XenError
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.grant import (
     DOMAIN_0,
-    READ,
-    WRITE,
-    Extent,
     GrantRefused,
-    Use,
     refuse_of_domain_0,
 )
+from pyxen.hypervisor.grant_active import READ, WRITE, Extent, Use
 from pyxen.types import PAGE_SHIFT, PAGE_SIZE, U32, Mfn
 
 

@@ -21,7 +21,8 @@ from pyxen.abi.grant_table import (
 )
 from pyxen.hypervisor import grant_mapping
 from pyxen.hypervisor.domain import Domain
-from pyxen.hypervisor.grant import DOMAIN_0, GrantRefused, Use, refuse_of_domain_0, use_of
+from pyxen.hypervisor.grant import DOMAIN_0, GrantRefused, refuse_of_domain_0
+from pyxen.hypervisor.grant_active import Use, use_of
 from pyxen.hypervisor.grant_maptrack import Mapping
 from pyxen.hypervisor.page_types import Restart
 from pyxen.types import PAGE_SHIFT, GrantRef
@@ -34,7 +35,7 @@ def map_grant_ref(d: Domain, op: GnttabMapGrantRef) -> None:
     Raises: GrantRefused, with nothing mapped.
     """
     use = _use(op.flags)
-    if not use.pins:
+    if not use.ways:
         raise GrantRefused(GNTST_bad_gntref, f"a mapping for nobody, flags {op.flags:#x}")
     if op.dom not in (d.domid, DOMAIN_0):
         raise GrantRefused(GNTST_bad_domain, f"there is no domain {op.dom}")

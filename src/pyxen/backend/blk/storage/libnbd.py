@@ -1,7 +1,7 @@
 """libnbd, as far as it is used here: one connection to an NBD server, without ever waiting.
 
 The C library is opened through ctypes; its Python module is built for Debian's own Python only, and
-PyPI has none (docs/design/008-image-formats.md). Source: libnbd(3).
+PyPI has none (docs/design/009-image-formats.md). Source: libnbd(3).
 
 Calls that do not wait keep the interpreter's lock: letting it go costs more than they do.
 """
@@ -63,7 +63,6 @@ _SIGNATURES: Final[dict[str, tuple[type | None, tuple[type, ...]]]] = {
     "nbd_aio_pwrite": (ctypes.c_int64, (_HANDLE, _BUFFER, _SIZE, _U64, _NoCallback, _U32)),
     "nbd_aio_flush": (ctypes.c_int64, (_HANDLE, _NoCallback, _U32)),
     "nbd_aio_trim": (ctypes.c_int64, (_HANDLE, _U64, _U64, _NoCallback, _U32)),
-    "nbd_aio_get_fd": (_INT, (_HANDLE,)),
     "nbd_aio_get_direction": (ctypes.c_uint, (_HANDLE,)),
     "nbd_aio_notify_read": (_INT, (_HANDLE,)),
     "nbd_aio_notify_write": (_INT, (_HANDLE,)),
@@ -111,10 +110,13 @@ class Connection:
 
         Waits, at most `timeout_s`. Raises: NbdError; UserError without libnbd.
         """
-        self._lib = load()
-        self._handle = self._lib.nbd_create()
+        self._socket = sock
+        self._handle = None
         try:
-            self._check(self._lib.nbd_aio_connect_socket(self._handle, sock.detach()))
+            self._lib = load()
+            self._handle = self._lib.nbd_create()
+            # libnbd closes its own as soon as the connection ends, while ours may be waited on.
+            self._check(self._lib.nbd_aio_connect_socket(self._handle, os.dup(sock.fileno())))
             self._negotiate(time.monotonic() + timeout_s)
             self.size = self._check(self._lib.nbd_get_size(self._handle))
             self.read_only = bool(self._lib.nbd_is_read_only(self._handle))
@@ -139,7 +141,7 @@ class Connection:
 
     def fileno(self) -> int:
         """What to wait on."""
-        return self._check(self._lib.nbd_aio_get_fd(self._handle))
+        return self._socket.fileno()
 
     @property
     def wants_read(self) -> bool:
@@ -203,6 +205,7 @@ class Connection:
         if self._handle:
             self._lib.nbd_close(self._handle)
             self._handle = None
+        self._socket.close()
 
     def _check(self, result: int) -> int:
         if result < 0:

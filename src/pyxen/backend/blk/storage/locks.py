@@ -49,6 +49,8 @@ class Holder(NamedTuple):
     parent: int
 
     def __str__(self) -> str:
+        if os.getpid() in (self.pid, self.parent):
+            return "another disk of the same domain"
         return f"process {self.pid} ({self.command})"
 
 
@@ -95,11 +97,11 @@ def lock_patiently(fd: int, *, read_only: bool, patience_s: float = PATIENCE_S) 
 
 
 def holders(path: Path) -> Iterator[Holder]:
-    """Other processes with a lock on an image, as far as this user may see them."""
+    """Processes with a lock on an image, as far as this user may see them."""
     with contextlib.suppress(OSError):
         there = os.stat(path)
         for process in Path("/proc").glob("[0-9]*"):
-            if int(process.name) != os.getpid() and _locks(process, (there.st_dev, there.st_ino)):
+            if _locks(process, (there.st_dev, there.st_ino)):
                 yield _describe(process)
 
 
@@ -109,7 +111,8 @@ def who_has(path: Path, paths: Paths) -> str:
     names = []
     for holder in holders(path):
         domain = domains.get(holder.pid) or domains.get(holder.parent)
-        names.append(f"domain {domain}" if domain else str(holder))
+        own = os.getpid() in (holder.pid, holder.parent)
+        names.append(f"domain {domain}" if domain and not own else str(holder))
     return ", ".join(dict.fromkeys(names)) or "a process that this user may not see"
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from pyxen.backend.blk.storage.base import Storage
-from pyxen.backend.blk.storage.locks import Locked, lock_patiently, who_has
+from pyxen.backend.blk.storage.locks import Locked, holders, lock_patiently, who_has
 from pyxen.backend.blk.storage.nbd import Poller, open_nbd
-from pyxen.backend.blk.storage.qemu import DISCARDS, DRIVERS, ImageServer, is_remote, node
+from pyxen.backend.blk.storage.qemu import DISCARDS, DRIVERS, ImageServer, chain, is_remote, node
 from pyxen.backend.blk.storage.raw import RawStorage
 from pyxen.backend.blk.storage.workers import Workers
 from pyxen.errors import UserError
@@ -93,7 +93,13 @@ def open_storage(image: Image, host: Host) -> Storage:
         if image.format == "raw":
             _note_other_format(image, head, host)
             _lock(fd, image, host)
-            return RawStorage(fd, host.workers, read_only=image.read_only, direct=image.direct)
+            return RawStorage(
+                fd,
+                host.workers,
+                read_only=image.read_only,
+                direct=image.direct,
+                discard=image.discard,
+            )
         _lock(fd, image, host)  # before QEMU does, because we know how to say who has it
     except BaseException:
         os.close(fd)
@@ -171,9 +177,10 @@ def _lock(fd: int, image: Image, host: Host) -> None:
 
 
 def _in_use(image: Image, path: str, paths: Paths) -> UserError:
+    what = "it" if path == image.target else path
     wants = "read" if image.read_only else "written"
     return UserError(
-        f"disk {image.target}: {path} is in use by {who_has(Path(path), paths)}, "
+        f"disk {image.target}: {what} is in use by {who_has(Path(path), paths)}, "
         f"so it cannot be {wants} here",
         "a disk that is written is for one domain only; one that is shared must be read-only\n"
         "everywhere: end the other user first, or work on a copy",
@@ -232,7 +239,9 @@ def qemu_error(image: Image, words: str, paths: Paths) -> UserError:
     """An error of QEMU's in our words, with what can be done."""
     if "Failed to get " in words and '" lock' in words:
         named = re.search(r"using the image \[(.*)\]", words)
-        return _in_use(image, named[1] if named else image.target, paths)
+        files = [named[1]] if named else chain(image.target, image.format)
+        held = next((file for file in files if any(holders(Path(file)))), image.target)
+        return _in_use(image, held, paths)
     if re.search(r"not in \S+ format|[Ii]nvalid .*image|[Bb]ad signature|magic|not a ", words):
         hint = f"its format is said to be {image.format}; `pyxen image info` shows what it is"
     elif "backing file" in words:

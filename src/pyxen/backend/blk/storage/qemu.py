@@ -50,6 +50,8 @@ _LAUNCH: Final = (
 over. If we died before setpriv asked for a signal at our death, sh has another parent by now."""
 _SETPRIV: Final = ("setpriv", "--pdeathsig", "TERM", "--no-new-privs")
 
+_OWN_COMMAND: Final = r"^qemu-[a-z-]+: (--export .*writable=(on|off): |.*\}'?: )?"
+
 Options = dict[str, Any]
 
 
@@ -92,8 +94,10 @@ def _nbd_address(target: str) -> Options:
         export = unquote(url.path.removeprefix("/"))
         path = parse_qs(url.query).get("socket", [None])[0] if url.scheme == "nbd+unix" else None
         host = url.hostname
-        with contextlib.suppress(ValueError):
+        try:
             port = str(url.port or _NBD_PORT)
+        except ValueError:
+            port = ""
     if path:
         server = {"type": "unix", "path": path}
     elif host and port:
@@ -196,6 +200,20 @@ class ImageServer:
             self._words = f"the storage daemon ended with {how}"
 
 
+def chain(path: str, image_format: str) -> list[str]:
+    """An image and those that it is based on, as far as that can be found out."""
+    command = ["qemu-img", "info", "-U", "--backing-chain", "--output=json"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, KeyError):
+        said = subprocess.run(
+            [*command, "-f", DRIVERS[image_format], path],
+            check=True,
+            capture_output=True,
+            timeout=_END_S,
+        ).stdout
+        return [str(image["filename"]) for image in json.loads(said)]
+    return [path]
+
+
 def _command(options: Options) -> list[str]:
     """Raises: UserError if QEMU is not installed."""
     read_only = bool(options["read-only"])
@@ -233,4 +251,4 @@ def _command(options: Options) -> list[str]:
 def _essence(said: str) -> str:
     """What QEMU said, without its own command line."""
     lines = [line for line in said.strip().splitlines() if line]
-    return "\n".join(re.sub(r"^qemu-[a-z-]+: (.*\}'?: )?", "", line) for line in lines)
+    return "\n".join(re.sub(_OWN_COMMAND, "", line) for line in lines)

@@ -130,6 +130,12 @@ void set_xen_slots(struct hot *h, u64 l4);
 enum outcome replace_base(struct hot *h, u64 *cr3, u64 l4, s64 *error);
 void put_base(struct hot *h, u64 l4);
 
+/* For a use of a frame that no page table shows: by the words of PvDomain alone. */
+bool can_hold(const u64 *domain, u64 mfn, bool writable);
+void hold(const u64 *domain, u64 mfn, bool writable);
+bool can_let_go(const u64 *domain, u64 mfn);
+void let_go(const u64 *domain, u64 mfn, bool writable);
+
 /* bounce.c: into the guest kernel and back to its user mode. */
 struct bounce {
     u64 address;

@@ -55,9 +55,14 @@ void begin_page_types(void)
     tables_left = 2048;
 }
 
+static struct frame *record_of(const u64 *domain, u64 mfn)
+{
+    return (struct frame *)domain[DOM_FRAME_TABLE] + mfn;
+}
+
 static struct frame *frame_at(const struct hot *h, u64 mfn)
 {
-    return (struct frame *)h->domain[DOM_FRAME_TABLE] + mfn;
+    return record_of(h->domain, mfn);
 }
 
 static u64 *table_at(const struct hot *h, u64 mfn)
@@ -106,10 +111,10 @@ static void set_type(struct frame *f, u32 type)
     f->type = (f->type & RELEASED) | type;
 }
 
-static void stamp(struct hot *h, struct frame *f)
+static void stamp(const u64 *domain, struct frame *f)
 {
     f->owner = (f->owner & OWNER_MASK) |
-               ((u32)h->domain[DOM_FLUSH_EPOCH] & STAMP_MASK) << STAMP_SHIFT;
+               ((u32)domain[DOM_FLUSH_EPOCH] & STAMP_MASK) << STAMP_SHIFT;
 }
 
 /* everywhere: on the other vCPUs, too, which have a TLB of their own (vcpu_tlb.c). */
@@ -267,7 +272,7 @@ static void put_page_and_type(struct hot *h, u64 mfn)
         } else {
             set_type(f, TYPE_NONE);
             if (type == TYPE_WRITABLE)
-                stamp(h, f);
+                stamp(h->domain, f);
         }
     }
     f->refs--;
@@ -364,7 +369,7 @@ static enum outcome write_ordinary(struct hot *h, u64 maddr, u64 value, s64 *err
         if (f->type & PARTIAL)
             return SLOW;
         set_type(f, TYPE_NONE);
-        stamp(h, f);
+        stamp(h->domain, f);
     }
     *maddr_to_word(h, maddr) = value;
     *error = 0;
@@ -424,4 +429,47 @@ void put_base(struct hot *h, u64 l4)
 {
     put_page_and_type(h, l4);
     settle(h);
+}
+
+/* --- for somebody outside of the guest's page tables ------------------------------------------ */
+
+bool can_hold(const u64 *domain, u64 mfn, bool writable)
+{
+    if (mfn >= domain[DOM_TOTAL_PAGES])
+        return false;
+    const struct frame *f = record_of(domain, mfn);
+    if (f->owner & OWNER_MASK || f->refs >= MAX_REFERENCES - 1)
+        return false;
+    if (!writable)
+        return true;
+    return !(f->type & PARTIAL) &&
+           (!f->uses || (kind(f) == TYPE_WRITABLE && f->type & VALIDATED));
+}
+
+void hold(const u64 *domain, u64 mfn, bool writable)
+{
+    struct frame *f = record_of(domain, mfn);
+    if (writable) {
+        if (!f->uses)
+            set_type(f, TYPE_WRITABLE | VALIDATED);
+        f->uses++;
+    }
+    f->refs++;
+}
+
+/* Not if the frame would have to be freed then. */
+bool can_let_go(const u64 *domain, u64 mfn)
+{
+    const struct frame *f = record_of(domain, mfn);
+    return f->refs > 1 || !(f->type & RELEASED);
+}
+
+void let_go(const u64 *domain, u64 mfn, bool writable)
+{
+    struct frame *f = record_of(domain, mfn);
+    if (writable && !--f->uses) {
+        set_type(f, TYPE_NONE);
+        stamp(domain, f);
+    }
+    f->refs--;
 }

@@ -1,4 +1,4 @@
-/* Word indices of PvState and PvDomain. The same order as in pyxen/cpu/pvstate.py. */
+/* Word indices of PvState, PvDomain and PvGrants. The same order as in pyxen/cpu/pvstate.py. */
 #ifndef PYXEN_PVSTATE_H
 #define PYXEN_PVSTATE_H
 
@@ -51,9 +51,19 @@ enum pv_domain_word {
     DOM_COUNT_PAGE_TABLE_WRITE,
     DOM_COUNT_PORT_IO,
     DOM_COUNT_SLOW,
+    DOM_COUNT_GRANT,
     DOM_RING = 64,
     DOM_CALLS = 64 + 64 * 8,
     DOM_FAILURES = DOM_CALLS + 64,
+};
+
+enum pv_grants_word {
+    GRANTS_DOMAIN,
+    GRANTS_ACTIVE,
+    GRANTS_TABLE,
+    GRANTS_STATUS,
+    GRANTS_VERSION,
+    GRANTS_ENTRIES,
 };
 
 enum { RING_SLOTS = 64, RING_SLOT_WORDS = 8 };
