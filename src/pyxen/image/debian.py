@@ -24,7 +24,15 @@ from pyxen.image.partition import check_format, make_partitioned, place_image
 from pyxen.image.staging import StagedTree
 
 SUITE: Final = "bookworm"
-PACKAGES: Final = ("linux-image-cloud-amd64", "initramfs-tools", "systemd-sysv", "udev", "dbus")
+# zstd: an initramfs that unpacks several times faster than with gzip.
+PACKAGES: Final = (
+    "linux-image-cloud-amd64",
+    "initramfs-tools",
+    "zstd",
+    "systemd-sysv",
+    "udev",
+    "dbus",
+)
 MIN_SIZE_MIB: Final = 768
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _AUTOLOGIN: Final = "etc/systemd/system/serial-getty@hvc0.service.d/autologin.conf"
