@@ -26,7 +26,14 @@ def test_what_fits() -> None:
 def request(**more: int) -> dict[str, object]:
     """What xend asks of a domain process."""
     known: dict[str, object] = {"domid": 1, "uuid": str(UUID(int=1)), "name": "d1"}
-    known |= {"memory_kib": 4096, "maxmem_kib": 4096, "maxvcpus": 1, "kernel": "k", "log_dir": "l"}
+    known |= {
+        "memory_kib": 4096,
+        "maxmem_kib": 4096,
+        "maxvcpus": 1,
+        "kernel": "k",
+        "log_dir": "l",
+        "state_dir": "s",
+    }
     return known | more
 
 
