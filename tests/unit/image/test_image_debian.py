@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import re
 import subprocess
@@ -200,6 +201,15 @@ def test_the_archive_is_made_once_for_each_list_of_packages(
     assert made("dash") != first
     assert made("dash", "gcc", refresh=True) == first
     assert len(said) == 3
+
+
+def test_a_whole_archive_is_had_while_another_is_made(tmp_path: Path) -> None:
+    build = Bootstrap("bookworm", ("dash",), "http://mirror.invalid/debian", tmp_path)
+    build.path().parent.mkdir()
+    build.path().write_text("whole")
+    with (tmp_path / "debian/lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert build.archive(say=lambda _line: None).read_text() == "whole"
 
 
 def test_sources_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
