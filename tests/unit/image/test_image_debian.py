@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import os
 import re
 import subprocess
 import tarfile
@@ -112,7 +113,10 @@ def test_the_system_has_its_name_its_root_and_its_login(tree: StagedTree, autolo
 
 
 def test_grub_cfg_has_the_newest_kernel_first(tree: StagedTree) -> None:
+    before = os.umask(0o077)  # which is not the guest's
     add_system(tree, System("guest", "word", False, UUID))
+    os.umask(before)
+    assert (tree.path / "boot/grub/grub.cfg").stat().st_mode & 0o777 == 0o644
     text = (tree.path / "boot/grub/grub.cfg").read_text()
     linux = re.findall(r"^    linux (\S+) (.*)$", text, re.MULTILINE)
     assert [kernel for kernel, _ in linux[::2]] == [
