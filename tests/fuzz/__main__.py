@@ -2,9 +2,9 @@
 
 Three campaigns share the time. `guest` is a kernel that does anything: domains with an even number
 are tame, they leave their tables and their own code alone, seldom crash, and so come further.
-Everything must hold for both. `blk` is a front end of the block back end (blk_ring.py);
-`bootloader` damages images that a boot loader is to read (bootloader.py). A failure prints what to
-run to see it again.
+Everything must hold for both. `blk` is a front end of the block back end (blk_ring.py).
+`bootloader` damages images in which a kernel is to be found (bootloader.py). A failure prints what
+to run to see it again.
 """
 
 from __future__ import annotations

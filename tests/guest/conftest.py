@@ -43,6 +43,7 @@ class Bench:
         layout.install(self.memory)
         self.engine = self.new_engine()
         self.memory.on_write = self.engine.code_changed
+        self.memory.code_pages = self.engine.code_pages
         self._map_all()
         self.engine.add_vcpu(VcpuId(0))
         self.engine.set_cr3(L4 << 12)

@@ -122,6 +122,7 @@ class PvDomain:
         self._connect_console(self.built)
         self._start_state(self.built)
         self.memory.on_write = self.engine.code_changed
+        self.memory.code_pages = self.engine.code_pages
         self.loop = RunLoop(self.domain, self.world, cpuid)
 
     def _connect_console(self, built: BuiltDomain) -> None:

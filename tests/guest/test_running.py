@@ -140,6 +140,29 @@ def test_code_changed_from_outside(bench: Bench) -> None:
     engine.code_changed(bench.memory.total_pages << 12, 4096)
 
 
+def test_code_that_a_disk_writes_over(bench: Bench) -> None:
+    start = CODE + 0x1000 - 3  # mov eax, 5 has two bytes in the second page
+    pages = [bench.maddr(vaddr) >> 12 for vaddr in (DATA, CODE, CODE + 0x1000)]
+    for byte, at in ((9, start + 1), (1, CODE + 0x1000)):
+        bench.put(CODE + 0x1000, "00 00" + SYSCALL)
+        bench.run("b8 05 00 00 00" + SYSCALL, at=start)
+        assert bench.engine.regs.rax == 5
+        bench.memory.bytes[bench.maddr(at)] = byte
+        bench.memory.written(pages)
+        bench.engine.regs.rip = start
+        assert bench.engine.run() is HYPERCALL
+        assert bench.engine.regs.rax == (9 if byte == 9 else 0x10005)
+
+
+def test_pages_without_code_are_known(bench: Bench) -> None:
+    bench.run("b8 05 00 00 00" + SYSCALL)
+    code = bench.engine.code_pages
+    assert (code is None) is not bench.engine.capabilities.native
+    if code is not None:
+        assert code[bench.maddr(CODE) >> 12]
+        assert not code[bench.maddr(DATA) >> 12]
+
+
 def test_code_that_crosses_a_page(bench: Bench) -> None:
     engine = bench.engine
     start = CODE + 0x1000 - 3  # mov eax, 5 has two bytes in the second page
