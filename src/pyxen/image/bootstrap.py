@@ -140,8 +140,11 @@ def _run(command: list[str], output: int) -> None:
                 raise UserError("mmdebstrap does not come to an end", _HINT) from None
             raise
     if process.returncode:
-        errors = [line for line in said.splitlines() if line.startswith("E: ")]
-        raise UserError(f"mmdebstrap failed: {errors[0][3:] if errors else said[-200:]}", _HINT)
+        errors = [line[3:] for line in said.splitlines() if line.startswith("E: ")]
+        why = errors[0] if errors else said[-200:]
+        unknown = why.startswith("Unable to locate package")
+        hint = "the release has no package of that name" if unknown else _HINT
+        raise UserError(f"mmdebstrap failed: {why}", hint)
 
 
 @contextmanager

@@ -187,6 +187,16 @@ def test_a_failure_says_what_apt_said(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in (tmp_path / "cache/debian").iterdir()] == ["lock"]
 
 
+def test_an_unknown_package_is_not_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _program(tmp_path, "mmdebstrap", "echo 'E: Unable to locate package dasch' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(UserError, match="Unable to locate package dasch") as refused:
+        Bootstrap("bookworm", ("dasch",), cache=tmp_path / "cache").archive(say=lambda _line: None)
+    assert "network" not in refused.value.hint
+
+
 def test_the_archive_is_made_once_for_each_list_of_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
