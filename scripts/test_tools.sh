@@ -12,6 +12,8 @@ need mkfs.vfat dosfstools
 need mcopy mtools
 need xorriso xorriso
 need sfdisk fdisk
+need mmdebstrap mmdebstrap
+need newuidmap uidmap
 need qemu-img qemu-utils
 need qemu-storage-daemon qemu-system-common
 ls /usr/lib/*/libnbd.so.0 >/dev/null 2>&1 || missing="$missing libnbd0"

@@ -43,23 +43,30 @@ class Bootstrap:
     mirror: str | None = None
     cache: Path | None = None
 
+    def path(self) -> Path:
+        """Where the archive is, or will be. Raises: UserError if no package can be called so."""
+        for name in self.packages:
+            check_name(name)
+        words = [self.suite, *sorted(self.packages), *self._sources()]
+        key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+        return (self.cache or cache_directory()) / "debian" / f"{self.suite}-{key}.tar"
+
     def archive(self, *, refresh: bool = False, say: Say = print) -> Path:
         """The archive; made if it is not in the cache, or made anew.
 
         Raises: UserError if mmdebstrap is not there or fails.
         """
-        for name in self.packages:
-            check_name(name)
-        sources = [self.mirror] if self.mirror else host_sources(self.suite)
-        words = [self.suite, *sorted(self.packages), *sources]
-        key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
-        cache = (self.cache or cache_directory()) / "debian"
-        archive = cache / f"{self.suite}-{key}.tar"
-        with _lock(cache):
+        archive = self.path()
+        if archive.is_file() and not refresh:
+            return archive  # it is renamed into its place, so it is whole
+        with _lock(archive.parent):
             if refresh or not archive.is_file():
                 say(f"making Debian {self.suite} by mmdebstrap, which takes some minutes")
-                self._make(archive, sources)
+                self._make(archive, self._sources())
         return archive
+
+    def _sources(self) -> list[str]:
+        return [self.mirror] if self.mirror else host_sources(self.suite)
 
     def _make(self, archive: Path, sources: Sequence[str]) -> None:
         command = [
@@ -133,8 +140,11 @@ def _run(command: list[str], output: int) -> None:
                 raise UserError("mmdebstrap does not come to an end", _HINT) from None
             raise
     if process.returncode:
-        errors = [line for line in said.splitlines() if line.startswith("E: ")]
-        raise UserError(f"mmdebstrap failed: {errors[0][3:] if errors else said[-200:]}", _HINT)
+        errors = [line[3:] for line in said.splitlines() if line.startswith("E: ")]
+        why = errors[0] if errors else said[-200:]
+        unknown = why.startswith("Unable to locate package")
+        hint = "the release has no package of that name" if unknown else _HINT
+        raise UserError(f"mmdebstrap failed: {why}", hint)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ WRITE_GRUB_CFG: Final = r"""#!/bin/sh
 # newest first. There is no GRUB on this disk: pygrub reads the file from outside.
 # It is run whenever a kernel comes or goes; after a change of /etc/default/grub run it by hand.
 set -eu
+umask 022
 root=${1-}
 GRUB_TIMEOUT=3 GRUB_CMDLINE_LINUX=
 [ ! -r "$root/etc/default/grub" ] || . "$root/etc/default/grub"

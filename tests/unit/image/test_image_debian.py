@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import re
 import subprocess
 import tarfile
@@ -111,7 +113,10 @@ def test_the_system_has_its_name_its_root_and_its_login(tree: StagedTree, autolo
 
 
 def test_grub_cfg_has_the_newest_kernel_first(tree: StagedTree) -> None:
+    before = os.umask(0o077)  # which is not the guest's
     add_system(tree, System("guest", "word", False, UUID))
+    os.umask(before)
+    assert (tree.path / "boot/grub/grub.cfg").stat().st_mode & 0o777 == 0o644
     text = (tree.path / "boot/grub/grub.cfg").read_text()
     linux = re.findall(r"^    linux (\S+) (.*)$", text, re.MULTILINE)
     assert [kernel for kernel, _ in linux[::2]] == [
@@ -182,6 +187,16 @@ def test_a_failure_says_what_apt_said(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in (tmp_path / "cache/debian").iterdir()] == ["lock"]
 
 
+def test_an_unknown_package_is_not_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _program(tmp_path, "mmdebstrap", "echo 'E: Unable to locate package dasch' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(UserError, match="Unable to locate package dasch") as refused:
+        Bootstrap("bookworm", ("dasch",), cache=tmp_path / "cache").archive(say=lambda _line: None)
+    assert "network" not in refused.value.hint
+
+
 def test_the_archive_is_made_once_for_each_list_of_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +215,15 @@ def test_the_archive_is_made_once_for_each_list_of_packages(
     assert made("dash") != first
     assert made("dash", "gcc", refresh=True) == first
     assert len(said) == 3
+
+
+def test_a_whole_archive_is_had_while_another_is_made(tmp_path: Path) -> None:
+    build = Bootstrap("bookworm", ("dash",), "http://mirror.invalid/debian", tmp_path)
+    build.path().parent.mkdir()
+    build.path().write_text("whole")
+    with (tmp_path / "debian/lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert build.archive(say=lambda _line: None).read_text() == "whole"
 
 
 def test_sources_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
