@@ -9,7 +9,7 @@ DEMO   := demo
 demo: $(VENV)/.installed
 	@sh scripts/demo.sh $(RUN) $(DEMO)
 
-# Everything: the checks, and real kernels end to end.
+# Everything: the checks, and real kernels end to end. PYXEN_TEST_DEBIAN=1: a Debian disk, too.
 test: check
 	PYXEN_TEST_FETCH=1 $(RUN)/python -m pytest -q tests --ignore=tests/unit --ignore=tests/protocol
 

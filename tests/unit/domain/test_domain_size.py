@@ -33,6 +33,7 @@ def request(**more: int) -> dict[str, object]:
         "kernel": "k",
         "log_dir": "l",
         "state_dir": "s",
+        "run_dir": "r",
     }
     return known | more
 
