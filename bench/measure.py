@@ -49,119 +49,97 @@ class Run:
 def measure_guest(peer: Peer) -> Run:
     """Boot, run every section, end the guest. A guest that fails is a result, not an error."""
     run = Run(peer.name)
-    peer.prepare()
-    time.sleep(SETTLE_S)
-    try:
-        with _running(peer) as guest:
-            run.values.update(_boot(guest))
-            guest.console.type(PROGRAM)
-            _sections(guest, run, SECTIONS)
-    except GuestFailure as failure:
-        run.failure = str(failure)
+    with _running(peer, run) as guest:
+        run.values.update(_boot(guest))
+        guest.console.type(PROGRAM)
+        _sections(guest, run, SECTIONS)
     return run
 
 
 def measure_disk(peer: Peer) -> Run:
     """Reads and writes on a disk that is a raw file in the host's page cache."""
     run = Run(peer.name)
-    peer.prepare()
-    time.sleep(SETTLE_S)
-    try:
-        with _running(peer, disk=True) as guest:
-            console = guest.console
-            console.wait_for(PROMPT.encode(), BOOT_S)
-            loads = "".join(f"modprobe {name}; " for name in peer.disk_modules.split())
-            device = peer.disk_device
-            console.type(f"{loads}{PROGRAM} await {device}; {PROGRAM} disk {device}")
-            _sections(guest, run, DISK)
-    except GuestFailure as failure:
-        run.failure = str(failure)
+    with _running(peer, run, disk=True) as guest:
+        console = guest.console
+        console.wait_for(PROMPT.encode(), BOOT_S)
+        loads = "".join(f"modprobe {name}; " for name in peer.disk_modules.split())
+        device = peer.disk_device
+        console.type(f"{loads}{PROGRAM} await {device}; {PROGRAM} disk {device}")
+        _sections(guest, run, DISK)
     return run
 
 
 def measure_attach(peer: PyxenPeer) -> Run:
     """From `xl block-attach` to a program in the guest that can open the disk."""
     run = Run(peer.name)
-    peer.prepare()
-    time.sleep(SETTLE_S)
-    try:
-        with _running(peer) as guest:
-            console = guest.console
-            console.wait_for(PROMPT.encode(), BOOT_S)
-            console.type(f"{PROGRAM} await /dev/xvdb")
-            console.wait_for(b"@waiting", SECTION_S)
-            begin = time.monotonic()
-            peer.xl("block-attach", DOMAIN, f"{peer.disk},raw,xvdb,rw")
-            run.values["block_attach"] = console.wait_for(b"@there", SECTION_S) - begin
-    except GuestFailure as failure:
-        run.failure = str(failure)
+    with _running(peer, run) as guest:
+        console = guest.console
+        console.wait_for(PROMPT.encode(), BOOT_S)
+        console.type(f"{PROGRAM} await /dev/xvdb")
+        console.wait_for(b"@waiting", SECTION_S)
+        begin = time.monotonic()
+        peer.xl("block-attach", DOMAIN, f"{peer.disk},raw,xvdb,rw")
+        run.values["block_attach"] = console.wait_for(b"@there", SECTION_S) - begin
     return run
 
 
 def measure_two_vcpus(peer: PyxenPeer) -> Run:
     """Fork and exec again, in a guest with two vCPUs."""
     run = Run(peer.name)
-    peer.prepare()
-    time.sleep(SETTLE_S)
-    try:
-        with _running(peer, vcpus=2) as guest:
-            console = guest.console
-            console.wait_for(PROMPT.encode(), BOOT_S)
-            console.type(f"{PROGRAM} fork_exec")
-            console.wait_for(b"@result fork_exec ", SECTION_S)
-            run.values["fork_exec_2"] = float(console.rest_of_line(SECTION_S).split()[0])
-    except GuestFailure as failure:
-        run.failure = str(failure)
+    with _running(peer, run, vcpus=2) as guest:
+        console = guest.console
+        console.wait_for(PROMPT.encode(), BOOT_S)
+        console.type(f"{PROGRAM} fork_exec")
+        console.wait_for(b"@result fork_exec ", SECTION_S)
+        run.values["fork_exec_2"] = float(console.rest_of_line(SECTION_S).split()[0])
     return run
 
 
 def measure_cold(peer: PyxenPeer) -> Run:
     """From `xl create` to the guest's first byte when xend has to be started too."""
     run = Run(peer.name)
-    peer.close()
-    time.sleep(SETTLE_S)
-    try:
-        with _running(peer) as guest:
-            guest.console.wait_for(b"\n", BOOT_S)
-            run.values["first_byte_cold"] = guest.console.first_byte - guest.begun
-    except GuestFailure as failure:
-        run.failure = str(failure)
+    with _running(peer, run, cold=True) as guest:
+        guest.console.wait_for(b"\n", BOOT_S)
+        run.values["first_byte_cold"] = guest.console.first_byte - guest.begun
     return run
 
 
 def measure_idle(peer: Peer, seconds: float) -> Run:
     """CPU time and memory of a guest that waits at its prompt; for pyxen also xl's own times."""
     run = Run(peer.name)
-    peer.prepare()
-    time.sleep(SETTLE_S)
-    try:
-        with _running(peer) as guest:
-            guest.console.wait_for(PROMPT.encode(), BOOT_S)
-            time.sleep(IDLE_SETTLE_S)
-            pid = guest.pid()
-            begin, cpu = time.monotonic(), cpu_seconds(pid)
-            time.sleep(seconds)
-            used, passed = cpu_seconds(pid) - cpu, time.monotonic() - begin
-            run.values["idle_cpu"] = 100 * used / passed
-            run.values["resident"] = resident_mib(pid)
-            run.values["proportional"] = proportional_mib(pid)
-            if isinstance(peer, PyxenPeer):
-                run.values.update(_commands(peer))
-    except GuestFailure as failure:
-        run.failure = str(failure)
+    with _running(peer, run) as guest:
+        guest.console.wait_for(PROMPT.encode(), BOOT_S)
+        time.sleep(IDLE_SETTLE_S)
+        pid = guest.pid()
+        begin, cpu = time.monotonic(), cpu_seconds(pid)
+        time.sleep(seconds)
+        used, passed = cpu_seconds(pid) - cpu, time.monotonic() - begin
+        run.values["idle_cpu"] = 100 * used / passed
+        run.values["resident"] = resident_mib(pid)
+        run.values["proportional"] = proportional_mib(pid)
+        if isinstance(peer, PyxenPeer):
+            run.values.update(_commands(peer))
     return run
 
 
 @contextmanager
-def _running(peer: Peer, vcpus: int = 1, *, disk: bool = False) -> Iterator[Guest]:
-    if isinstance(peer, PyxenPeer):
-        guest: Guest = peer.start(vcpus, disk=disk)
+def _running(
+    peer: Peer, run: Run, *, vcpus: int = 1, disk: bool = False, cold: bool = False
+) -> Iterator[Guest]:
+    """A guest for a while; its failure goes into `run`. cold: nothing of the peer runs before."""
+    if cold:
+        peer.close()
     else:
-        guest = peer.start(disk=disk)
+        peer.prepare()
+    time.sleep(SETTLE_S)
     try:
-        yield guest
-    finally:
-        guest.close()
+        guest = peer.start(vcpus, disk=disk)
+        try:
+            yield guest
+        finally:
+            guest.close()
+    except GuestFailure as failure:
+        run.failure = str(failure)
 
 
 def _boot(guest: Guest) -> dict[str, float]:

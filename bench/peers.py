@@ -82,7 +82,7 @@ class Peer(Protocol):
     def disk_modules(self) -> str:
         """What the guest has to load for its disk."""
 
-    def start(self, *, disk: bool = False) -> Guest:
+    def start(self, vcpus: int = 1, *, disk: bool = False) -> Guest:
         """Start a guest; disk: with the image's disk."""
 
     def version(self) -> str:
@@ -114,10 +114,11 @@ class QemuPeer:
     def prepare(self) -> None:
         """Nothing."""
 
-    def start(self, *, disk: bool = False) -> Guest:
+    def start(self, vcpus: int = 1, *, disk: bool = False) -> Guest:
         """Start QEMU."""
         begun = time.monotonic()
-        command = [*self._command, *(("-drive", self._drive) if disk else ())]
+        drive = ("-drive", self._drive) if disk else ()
+        command = [*self._command, "-smp", str(vcpus), *drive]
         return Guest(_popen(command, None, subprocess.DEVNULL), begun)
 
     def version(self) -> str:

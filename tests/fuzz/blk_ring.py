@@ -34,7 +34,7 @@ from pyxen.types import PAGE_SIZE, U32
 from ..unit.backend.blk.front_end import REQ_PROD, Answer, FrontRing
 from ..unit.hypervisor.pv_guest import L1, L2, L4, PvGuest
 from .blk_model import FEW_USES, Expected, Model
-from .campaign import Failed, Totals
+from .campaign import Failed, Totals, numbers
 
 IMAGE_BYTES = 128 * PAGE_SIZE
 BATCHES = 60
@@ -336,13 +336,8 @@ class BlkCampaign:
 
     def run(self, seconds: float, first: int = 0, only: bool = False) -> Totals:
         """Make devices until the time is over. Raises: Failed."""
-        end = time.monotonic() + seconds
-        number = first
-        while time.monotonic() < end:
+        for number in numbers(seconds, first, only):
             self.domain(number)
-            number += 1
-            if only:
-                break
         return self.totals
 
     def domain(self, number: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from pyxen.bootloader.pygrub import find, parse_options
 from pyxen.errors import UserError
 
-from .campaign import Failed
+from .campaign import Failed, numbers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "bootloader"))
 import bootloader_images as images
@@ -76,9 +76,8 @@ class BootloaderCampaign:
 
     def run(self, seconds: float, first: int = 0, only: bool = False) -> Totals:
         """Rounds from number `first` on. Raises Failed."""
-        totals, number = Totals(), first
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        totals = Totals()
+        for number in numbers(seconds, first, only):
             totals.domains += 1
             totals.operations += 1
             try:
@@ -90,9 +89,6 @@ class BootloaderCampaign:
                 ) from error
             totals.reasons[why] += 1
             totals.crashes += "the process that reads the image failed" in why
-            if only:
-                break
-            number += 1
         return totals
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -230,6 +231,17 @@ class Subject:
         self._pv.close()
 
 
+def numbers(seconds: float, first: int, only: bool) -> Iterator[int]:
+    """Numbers from `first` on, until the time is over; `only`: no more than that one."""
+    end = time.monotonic() + seconds
+    number = first
+    while time.monotonic() < end:
+        yield number
+        number += 1
+        if only:
+            break
+
+
 class Campaign:
     """A seed, an engine and a number of seconds."""
 
@@ -244,13 +256,8 @@ class Campaign:
 
     def run(self, seconds: float, first_domain: int = 0, only: bool = False) -> Totals:
         """Make domains until the time is over. Raises: Failed."""
-        end = time.monotonic() + seconds
-        number = first_domain
-        while time.monotonic() < end:
+        for number in numbers(seconds, first_domain, only):
             self.domain(number)
-            number += 1
-            if only:
-                break
         return self.totals
 
     def again(self, number: int) -> str:

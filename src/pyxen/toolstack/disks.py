@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
@@ -229,7 +230,8 @@ async def insert(xend: Xend, domain: Domain, vdev: str, target: str) -> None:
     new = plan_disk(_with_medium({**is_drive, **drive}, target))
     _change_medium(store, back, ours, params(kind, new.format, new.target))
     try:
-        await _opened(xend, domain, new if new.kind == kind else _of_kind(new, kind))
+        # The drive stays what it was made as.
+        await _opened(xend, domain, replace(new, kind=kind))
     except BaseException:
         _change_medium(store, back, ours, old)
         raise
@@ -241,13 +243,6 @@ def _with_medium(disk: JsonObject, target: str) -> JsonObject:
     changed = {"pdev_path": target, **disk}
     changed["pdev_path"], changed["format"] = target, "raw" if target else "empty"
     return changed
-
-
-def _of_kind(plan: DiskPlan, kind: str) -> DiskPlan:
-    """The drive stays what it was made as."""
-    return DiskPlan(
-        plan.vdev, plan.devid, kind, plan.target, plan.format, plan.is_cdrom, plan.config
-    )
 
 
 def _change_medium(store: LocalClient, back: str, ours: str, medium: str) -> None:
